@@ -1,0 +1,6 @@
+"""``python -m compress`` equals ``compress``."""
+
+from compress.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,417 @@
+"""An artifact: a network in some format with everything needed to use it, in memory or as a folder."""
+
+import copy
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from compress import features
+from compress.errors import InputError, ModelError, SettingError
+from compress.files import read_json, replaced_folder, sha256_of, write_json
+from compress.models import ARCHITECTURES, architecture, load_with_arguments
+from compress.models.checkpoint import CHECKPOINT_SUFFIXES, load_into
+from compress.onnx_file import read_onnx
+from compress.surgery import count_macs, count_parameters, resize_to
+
+SCHEMA = 1
+MACS_SECONDS = 3.0  # MACs are counted on this much audio and told per second
+
+Array = NDArray[np.float32]
+
+
+class Format(str, Enum):
+    """What an artifact's network is stored as."""
+
+    TORCH = "torch"
+    ONNX = "onnx"
+    TENSORRT = "tensorrt"
+    OPENVINO = "openvino"
+
+
+FILE_NAMES = {Format.TORCH: "model.safetensors", Format.ONNX: "model.onnx", Format.TENSORRT: "model.plan"}
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """The features a network was trained on: Kaldi Fbank with mean normalisation."""
+
+    sample_rate: int = features.SAMPLE_RATE
+    num_mel_bins: int = features.NUM_MEL_BINS
+    frame_length_ms: float = features.FRAME_LENGTH_MS
+    frame_shift_ms: float = features.FRAME_SHIFT_MS
+    window: str = "povey"
+    cmn: bool = True
+
+    def __post_init__(self) -> None:
+        if not 4000 <= self.sample_rate <= 192000:
+            raise InputError(f"front end: sample_rate must be in 4000..192000 Hz, got {self.sample_rate}.")
+        fixed = (self.window, self.frame_length_ms, self.frame_shift_ms)
+        if fixed != ("povey", features.FRAME_LENGTH_MS, features.FRAME_SHIFT_MS):
+            raise InputError(f"front end: only 25/10 ms Povey windows are supported, got {fixed}.")
+
+    def __call__(self, waveform: Array) -> Array:
+        """(samples,) at ``sample_rate`` -> (frames, num_mel_bins)."""
+        compute = features.fbank_cmn if self.cmn else features.fbank
+        return compute(waveform, self.sample_rate, self.num_mel_bins)
+
+    def frames_of(self, duration_s: float) -> int:
+        """Frames of an utterance of ``duration_s`` seconds."""
+        return features.num_frames(int(duration_s * self.sample_rate), self.sample_rate)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The cosine score from which two utterances are taken for one speaker, and where it was fitted."""
+
+    value: float
+    eer: float
+    trials: str
+    data: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass in an artifact's history: its name, its settings and what it has to tell."""
+
+    name: str
+    settings: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Deferral:
+    """Why a step could not be done on this machine, and the command that does it on the target."""
+
+    reason: str
+    command: str
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """A network with its front end, history and figures. Never changed: passes derive a new one.
+
+    Attributes:
+        task: ``sv``, ``vad`` or ``asr``.
+        precision: ``fp32``, ``fp16``, ``int8``: that of the weighted layers.
+        params: Logical weights, whatever their storage.
+        macs: Multiply-accumulates per second of audio, or None where not counted.
+        model: The network in eval mode, for format torch.
+        files: Deployable files by name, for the other formats.
+        arch: Name of the network, or None for a foreign module.
+        arguments: What ``arch`` is built from.
+        golden: ``features_<i>`` (1, frames, num_mel_bins) and ``embedding_<i>`` (1, embedding_size).
+    """
+
+    format: Format
+    task: str
+    precision: str
+    front_end: FrontEnd
+    embedding_size: int
+    params: int
+    macs: int | None
+    model: nn.Module | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    arch: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    history: tuple[Step, ...] = ()
+    threshold: Threshold | None = None
+    deferred: Deferral | None = None
+    golden: Mapping[str, Array] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        features: FrontEnd | None = None,
+        task: str = "sv",
+        arch: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> "Artifact":
+        """Wrap a network that maps features (batch, frames, num_mel_bins) to embeddings (batch, embedding_size).
+
+        The module is copied and put in eval mode.
+
+        Raises:
+            ModelError: If it does not run on 3 s of features, does not return one embedding per utterance, or
+                holds NaN or infinite weights.
+        """
+        front_end = features or FrontEnd()
+        model = copy.deepcopy(module).eval()
+        broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
+        if broken:
+            raise ModelError(f"{type(module).__name__} holds NaN or infinite weights in {broken[0]}.")
+        example = torch.zeros(2, front_end.frames_of(MACS_SECONDS), front_end.num_mel_bins)
+        try:
+            with torch.no_grad():
+                output = model(example)
+        except Exception as error:
+            raise ModelError(
+                f"{type(module).__name__} does not take features of shape {list(example.shape)}: {error}"
+            ) from error
+        if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != 2:
+            shape = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+            raise ModelError(f"{type(module).__name__} returns {shape}; (batch, embedding_size) was expected.")
+        return cls(
+            format=Format.TORCH,
+            task=task,
+            precision="fp32",
+            front_end=front_end,
+            embedding_size=output.shape[1],
+            params=count_parameters(model),
+            macs=round(count_macs(model, example[:1]) / MACS_SECONDS),
+            model=model,
+            arch=arch,
+            arguments=dict(arguments or {}),
+        )
+
+    @classmethod
+    def from_onnx(cls, path: Path) -> "Artifact":
+        """Read an ONNX file with one input (batch, frames, num_mel_bins) and one output (batch, embedding_size).
+
+        Raises:
+            ModelError: If it is corrupt, of an unsupported opset, of another shape, or has external data outside
+                its folder.
+        """
+        graph = read_onnx(path)
+        return cls(
+            format=Format.ONNX,
+            task="sv",
+            precision=graph.precision,
+            front_end=FrontEnd(num_mel_bins=graph.num_mel_bins),
+            embedding_size=graph.embedding_size,
+            params=graph.params,
+            macs=None,
+            files={FILE_NAMES[Format.ONNX]: graph.data},
+        )
+
+    @classmethod
+    def open(cls, source: str | Path, arch: str | None = None) -> "Artifact":
+        """Open a registry name, a checkpoint (with ``arch``), an artifact folder or an ``.onnx`` file.
+
+        Raises:
+            SettingError: If ``source`` is neither a known name nor a path.
+            ModelError: If what lies there cannot be used.
+        """
+        path = Path(source)
+        if path.is_dir():
+            return cls.load(path)
+        if path.suffix == ".onnx":
+            return cls.from_onnx(path)
+        if path.suffix in CHECKPOINT_SUFFIXES:
+            model, arguments = load_with_arguments(path, arch)
+            front_end = FrontEnd(num_mel_bins=arguments.get("feat_dim", features.NUM_MEL_BINS))
+            return cls.from_module(model, front_end, architecture(str(arch)).task, arch, arguments)
+        if path.suffix or "/" in str(source):
+            raise ModelError(f"{source}: no such model. A checkpoint, artifact folder or .onnx file was expected.")
+        weights = architecture(str(source)).weights
+        if weights is None:
+            known = [name for name, entry in ARCHITECTURES.items() if entry.weights]
+            raise SettingError(f"{source} has no embedded weights; give a checkpoint. With weights: {', '.join(known)}.")
+        return cls.load(weights)
+
+    @classmethod
+    def load(cls, folder: Path, module: nn.Module | None = None) -> "Artifact":
+        """Read an artifact folder; every file's SHA-256 is checked.
+
+        Args:
+            folder: Written by :meth:`save`.
+            module: A fresh instance of a foreign network, whose class this package does not know; it is copied
+                and brought to the stored widths.
+
+        Raises:
+            ModelError: If the folder is no artifact, a file is missing or altered, or the weights do not fit.
+        """
+        if not (folder / "artifact.json").is_file():
+            raise ModelError(f"{folder} is not an artifact folder: it has no artifact.json.")
+        record = read_json(folder / "artifact.json")
+        if record.get("schema") != SCHEMA:
+            raise ModelError(f"{folder}/artifact.json has schema {record.get('schema')}; this version reads {SCHEMA}.")
+        files = {name: _checked(folder / name, entry["sha256"]) for name, entry in record["files"].items()}
+        golden = _read_golden(folder / "golden.npz")
+        spec = record["model"]
+        front_end = FrontEnd(**record["front_end"])
+        model = None
+        if record["format"] == Format.TORCH:
+            model = _rebuild(folder, files.pop(FILE_NAMES[Format.TORCH]), spec, module)
+        return cls(
+            format=Format(record["format"]),
+            task=record["task"],
+            precision=record["precision"],
+            front_end=front_end,
+            embedding_size=spec["embedding_size"],
+            params=spec["params"],
+            macs=spec["macs"],
+            model=model,
+            files=files,
+            arch=spec["arch"],
+            arguments=spec["arguments"],
+            history=tuple(Step(s["name"], s["settings"], tuple(s["notes"])) for s in record["history"]),
+            threshold=Threshold(**record["threshold"]) if record["threshold"] else None,
+            deferred=Deferral(**record["deferred"]) if record["deferred"] else None,
+            golden=golden,
+            metrics=record["metrics"],
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the artifact folder, whole or not at all; an older one there is replaced.
+
+        Raises:
+            MachineError: If the disk is full or the folder cannot be written.
+        """
+        if folder.exists() and any(folder.iterdir()) and not (folder / "artifact.json").is_file():
+            raise InputError(f"{folder} exists and is not an artifact folder. Choose another output folder.")
+        with replaced_folder(folder) as temporary:
+            self.write(temporary)
+
+    def write(self, folder: Path) -> None:
+        """Write the artifact's files into an existing folder, ``artifact.json`` last."""
+        for name, data in self.payload.items():
+            (folder / name).write_bytes(data)
+        if self.golden:
+            np.savez(folder / "golden.npz", **self.golden)  # type: ignore[arg-type]
+        write_json(folder / "artifact.json", self._record())
+
+    @property
+    def module(self) -> nn.Module:
+        """The network of a torch artifact."""
+        assert self.model is not None, "passes that accept torch are given torch"
+        return self.model
+
+    @cached_property
+    def payload(self) -> Mapping[str, bytes]:
+        """Deployable files by name."""
+        if self.model is None:
+            return self.files
+        state = {name: value.detach().clone().contiguous() for name, value in self.model.state_dict().items()}
+        return {FILE_NAMES[Format.TORCH]: safetensors.torch.save(state), **self.files}
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash over the deployable files; that of the file itself when there is one."""
+        hashes = [sha256_of(data) for _, data in sorted(self.payload.items())]
+        return hashes[0] if len(hashes) == 1 else sha256_of("".join(hashes).encode())
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the deployable files."""
+        return sum(len(data) for data in self.payload.values())
+
+    @property
+    def onnx(self) -> bytes:
+        """The serialized graph of an ONNX artifact."""
+        return self.files[FILE_NAMES[Format.ONNX]]
+
+    def with_model(self, model: nn.Module, step: Step) -> "Artifact":
+        """Derive a torch artifact with another network; parameters and MACs are counted anew."""
+        example = torch.zeros(1, self.front_end.frames_of(MACS_SECONDS), self.front_end.num_mel_bins)
+        changed = replace(
+            self,
+            model=model.eval(),
+            params=count_parameters(model),
+            macs=round(count_macs(model, example) / MACS_SECONDS),
+        )
+        return changed._after(step)
+
+    def with_files(
+        self,
+        files: Mapping[str, bytes],
+        step: Step,
+        format: Format,
+        precision: str,
+        deferred: Deferral | None = None,
+    ) -> "Artifact":
+        """Derive an artifact of another format."""
+        changed = replace(self, model=None, files=dict(files), format=format, precision=precision, deferred=deferred)
+        return changed._after(step)
+
+    def _after(self, step: Step) -> "Artifact":
+        """Append to the history; what was measured on the parent does not hold any more."""
+        return replace(self, history=(*self.history, step), threshold=None, golden={}, metrics={})
+
+    def _record(self) -> dict[str, Any]:
+        files = {
+            name: {"size_bytes": len(data), "sha256": sha256_of(data)} for name, data in sorted(self.payload.items())
+        }
+        return {
+            "schema": SCHEMA,
+            "task": self.task,
+            "format": self.format.value,
+            "precision": self.precision,
+            "model": {
+                "arch": self.arch,
+                "arguments": dict(self.arguments),
+                "embedding_size": self.embedding_size,
+                "params": self.params,
+                "macs": self.macs,
+                "shapes": {name: list(value.shape) for name, value in self.model.state_dict().items()}
+                if self.model is not None
+                else None,
+            },
+            "front_end": asdict(self.front_end),
+            "threshold": asdict(self.threshold) if self.threshold else None,
+            "deferred": asdict(self.deferred) if self.deferred else None,
+            "history": [{"name": s.name, "settings": dict(s.settings), "notes": list(s.notes)} for s in self.history],
+            "metrics": dict(self.metrics),
+            "files": files,
+            "versions": versions(),
+        }
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of those that decide its results."""
+    found = {}
+    for name in ("speech-compress", "torch", "onnx", "onnxruntime", "numpy", "scipy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _checked(path: Path, sha256: str) -> bytes:
+    if not path.is_file():
+        raise ModelError(f"{path} is missing; artifact.json lists it.")
+    data = path.read_bytes()
+    if sha256_of(data) != sha256:
+        raise ModelError(f"{path} was altered: its SHA-256 is not the one in artifact.json. Make the artifact again.")
+    return data
+
+
+def _read_golden(path: Path) -> dict[str, Array]:
+    if not path.is_file():
+        return {}
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _rebuild(folder: Path, weights: bytes, spec: Mapping[str, Any], module: nn.Module | None) -> nn.Module:
+    """Build the network, bring it to the stored widths and load its weights."""
+    if module is not None:
+        model = copy.deepcopy(module)
+    elif spec["arch"] is not None:
+        model = architecture(spec["arch"]).build(**spec["arguments"])
+    else:
+        raise ModelError(
+            f"{folder} holds a network whose class is not known here. In Python, pass a fresh instance of it:"
+            " Artifact.load(folder, module=MyNetwork())."
+        )
+    try:
+        state = safetensors.torch.load(weights)
+    except safetensors.SafetensorError as error:
+        raise ModelError(f"{folder}: model.safetensors cannot be read ({error}).") from error
+    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    model = resize_to(model, {name: tuple(value.shape) for name, value in state.items()})
+    load_into(model, state, str(folder))
+    return model.eval()

@@ -1,0 +1,66 @@
+"""What the command line shows: progress bars on standard error, tables on standard output."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from compress import table
+from compress.progress import length
+
+T = TypeVar("T")
+
+
+def columns() -> tuple[ProgressColumn, ...]:
+    """What a bar shows: what is done, how much of it, and the time left."""
+    return TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+
+
+class Bars:
+    """Progress on standard error: a line for each thing begun, a bar with the time left for long work."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, style="dim", highlight=False, markup=False)
+
+    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+        """Show a bar while items are worked on; where standard error is no terminal, a line at the end."""
+        count = length(items, total)
+        with RichProgress(*columns(), console=self.console, transient=True) as bars:
+            task = bars.add_task(description, total=count)
+            for item in items:
+                yield item
+                bars.advance(task)
+        self.say(f"{description}: {count if count is not None else 'all'} done")
+
+    @contextmanager
+    def counter(self, description: str) -> Iterator[Callable[[int, int], None]]:
+        """Show a bar that is moved by calls of (done, total)."""
+        with RichProgress(*columns(), console=self.console, transient=True) as bars:
+            task = bars.add_task(description)
+            yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table, and below it why a step was deferred or failed and what to do."""
+    console = Console(width=None if Console().is_terminal else 160)
+    shown = Table(*table.COLUMNS, box=None, header_style="bold", pad_edge=False)
+    for name in ("params", "size", "flips", "latency p50", "speed-up"):
+        shown.columns[table.COLUMNS.index(name)].justify = "right"
+    for figures in rows:
+        shown.add_row(*table.cells(figures))
+    console.print(shown)
+    for figures in rows:
+        if figures["reason"]:
+            console.print(f"\n{figures['variant']} {figures['status']}: {figures['reason']}", markup=False, highlight=False)
+        if figures["command"]:
+            folder = (figures["artifact"] or {}).get("folder", "the artifact folder")
+            console.print(f"In {folder} on the target run:", markup=False, highlight=False)
+            console.print(f"    {figures['command']}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,75 @@
+"""One pass as a command: MODEL in, artifact folder out; the options are the pass's fields."""
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compress.artifact import Artifact
+from compress.cli.display import Bars
+from compress.data import DataFolder, embedded_data
+from compress.errors import InputError
+from compress.passes import Context, Pass, build
+
+
+def command_of(kind: type[Pass]) -> click.Command:
+    """Build the command of a pass."""
+
+    def call(model: str, out: str | None, arch: str | None, calib: str | None, dry_run: bool, **settings: Any) -> None:
+        maker = build(kind, {name: value for name, value in settings.items() if value is not None})
+        run_one(maker, model, out, arch, calib, dry_run)
+
+    fields = dataclasses.fields(kind)
+    options = [
+        click.Option([f"--{f.name.replace('_', '-')}", f.name], metavar="VALUE", help=f"Default: {f.default}.")
+        for f in fields
+    ]
+    return click.Command(
+        kind.name,
+        callback=call,
+        params=[
+            click.Argument(["model"]),
+            click.Option(["--out"], metavar="DIR", help=f"Artifact folder. Default: MODEL-{kind.name}."),
+            click.Option(["--arch"], metavar="NAME", help="Network of a checkpoint."),
+            click.Option(["--calib"], metavar="FILE", help="List in the form of wav.scp. Default: the embedded one."),
+            click.Option(["--dry-run"], is_flag=True, help="Check and tell what would be done; write nothing."),
+            *options,
+        ],
+        help=inspect.getdoc(kind),
+    )
+
+
+def run_one(maker: Pass, model: str, out: str | None, arch: str | None, calib: str | None, dry_run: bool) -> None:
+    """Run one pass and write the artifact folder.
+
+    Raises:
+        InputError: If the output folder holds something else, or the calibration list is too short.
+    """
+    artifact = Artifact.open(model, arch)
+    maker.check_input(artifact)
+    folder = Path(out or f"{Path(model).stem or Path(model).name}-{maker.name}")
+    if folder.exists():
+        raise InputError(f"{folder} exists. Choose another --out folder.")
+    wanted = maker.calibration_utterances
+    data = DataFolder.read(embedded_data()).calibration(count=wanted or None)
+    if calib is not None:
+        data = DataFolder(Path(calib).parent, {}).calibration(calib, count=wanted or None)
+    if dry_run:
+        click.echo(f"{maker!r}\n{model}: {artifact.params:,} parameters, {artifact.format.value}\nwould write {folder}")
+        return
+    front_end = artifact.front_end
+    bars = Bars()
+
+    def features(utterance: str) -> Any:
+        return lambda: front_end(data.waveform(utterance, front_end.sample_rate))
+
+    context = Context(calibration=[features(u) for u in data.utterances], say=bars.say)
+    result = maker.run(artifact, context)
+    result.save(folder)
+    for note in result.history[-1].notes:
+        click.echo(note)
+    if result.deferred:
+        click.echo(f"deferred: {result.deferred.reason}\nin {folder} on the target run:\n    {result.deferred.command}")
+    click.echo(f"{folder}: {result.params:,} parameters, {result.size_bytes:,} bytes")

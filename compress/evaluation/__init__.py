@@ -1,0 +1,1 @@
+"""What a variant is worth: error rates on trials, latency, memory."""

@@ -1,0 +1,96 @@
+"""What this machine is: CPU, cores, NVIDIA driver and GPUs."""
+
+import ctypes
+import os
+import platform
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+
+@lru_cache
+def cpu_info() -> dict[str, str]:
+    """First processor's entry of /proc/cpuinfo; empty where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {}
+    first = text.split("\n\n")[0]
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+
+
+def has_vnni() -> bool:
+    """Whether the CPU multiplies 8-bit integers without saturating: AVX-512 VNNI, AVX VNNI, or Arm."""
+    flags = cpu_info().get("flags", "").split()
+    return bool({"avx512_vnni", "avx_vnni"} & set(flags)) or platform.machine() in ("aarch64", "arm64")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe() -> dict[str, Any]:
+    """Describe the machine for a table: CPU, instruction sets, cores, operating system."""
+    info = cpu_info()
+    flags = set(info.get("flags", "").split())
+    features = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")
+    return {
+        "cpu": info.get("model name") or platform.processor() or platform.machine(),
+        "cpu_features": [name for name in features if name in flags],
+        "cores": cores(),
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "gpus": [gpu.name for gpu in probe_cuda().gpus],
+    }
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU: name and compute capability, for example (7, 5) for a T4."""
+
+    name: str
+    compute_capability: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """What the NVIDIA driver says.
+
+    Attributes:
+        driver: Newest CUDA version that the driver runs, for example "12.8"; None without a driver.
+        missing: Why no GPU can be used, or None.
+    """
+
+    driver: str | None
+    gpus: tuple[Gpu, ...]
+    missing: str | None
+
+
+@lru_cache
+def probe_cuda() -> Cuda:
+    """Ask the CUDA driver library itself, so that no vendor package has to be touched (TensorRT 8.6 crashes then)."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Cuda(None, (), "no NVIDIA driver (libcuda.so.1 is not there)")
+    status = cuda.cuInit(0)
+    if status != 0:
+        return Cuda(None, (), f"the NVIDIA driver does not start (cuInit returned {status})")
+    number = ctypes.c_int()
+    cuda.cuDriverGetVersion(ctypes.byref(number))
+    driver = f"{number.value // 1000}.{number.value % 1000 // 10}"
+    cuda.cuDeviceGetCount(ctypes.byref(number))
+    gpus = tuple(_gpu(cuda, index) for index in range(number.value))
+    return Cuda(driver, gpus, None if gpus else "the NVIDIA driver finds no GPU")
+
+
+def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    cuda.cuDeviceGet(ctypes.byref(device), index)
+    cuda.cuDeviceGetName(name, len(name), device)
+    cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # COMPUTE_CAPABILITY_MAJOR
+    cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+    return Gpu(name.value.decode(), (major.value, minor.value))

@@ -1,0 +1,96 @@
+"""The networks known by name, and loading their checkpoints."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Size, nn
+
+from compress.errors import ModelError, SettingError, unknown_name
+from compress.models import campplus
+from compress.models.checkpoint import load_into, read_state_dict
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+Shapes = Mapping[str, Size]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network known by name.
+
+    Attributes:
+        build: Makes it from its arguments; all have defaults.
+        infer_arguments: Reads the arguments off the shapes of a state dict; raises KeyError for a foreign one.
+    """
+
+    name: str
+    task: str
+    summary: str
+    build: Callable[..., nn.Module]
+    infer_arguments: Callable[[Shapes], dict[str, Any]]
+
+    @property
+    def weights(self) -> Path | None:
+        """Folder of the embedded trained artifact, where there is one."""
+        folder = WEIGHTS / self.name
+        return folder if folder.is_dir() else None
+
+
+ARCHITECTURES = {
+    architecture.name: architecture
+    for architecture in (
+        Architecture(
+            "campplus",
+            "sv",
+            "CAM++: D-TDNN with context-aware masking, 80 mel bins",
+            campplus.CAMPPlus,
+            campplus.infer_arguments,
+        ),
+    )
+}
+
+
+def architecture(name: str) -> Architecture:
+    """Look up a network by name.
+
+    Raises:
+        SettingError: If there is none; the nearest name is offered.
+    """
+    if name not in ARCHITECTURES:
+        raise unknown_name("model", name, ARCHITECTURES)
+    return ARCHITECTURES[name]
+
+
+def load_model(path: Path | str, arch: str | None = None) -> nn.Module:
+    """Load a checkpoint in the layout of its authors.
+
+    Args:
+        path: Flat state dict: ``.bin``, ``.ckpt``, ``.pt``, ``.pth`` or ``.safetensors``.
+        arch: Name of the network; ``compress models`` lists them.
+
+    Returns:
+        The network in eval mode: (batch, frames, num_mel_bins) -> (batch, embedding_size).
+
+    Raises:
+        SettingError: If ``arch`` is missing or unknown.
+        ModelError: If the checkpoint cannot be read or does not fit.
+    """
+    model, _ = load_with_arguments(Path(path), arch)
+    return model
+
+
+def load_with_arguments(path: Path, arch: str | None) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a checkpoint as :func:`load_model` does; also return the arguments that rebuild the network."""
+    if arch is None:
+        raise SettingError(f"{path} is a checkpoint: say which network it belongs to with --arch NAME.")
+    network = architecture(arch)
+    state = read_state_dict(path)
+    try:
+        arguments = network.infer_arguments({key: value.shape for key, value in state.items()})
+    except (KeyError, IndexError) as error:
+        raise ModelError(f"{path} does not fit {arch}: missing {error.args[0]}. Is --arch right?") from error
+    model = network.build(**arguments)
+    load_into(model, state, str(path))
+    return model.eval(), arguments

@@ -1,0 +1,144 @@
+"""ONNX files: read safely, described without being run, and opened in ONNX Runtime. Does not import PyTorch."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compress.errors import ModelError
+from compress.machine import cores
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+ONNX_OPSETS = range(13, 24)  # 13 has per-channel Q/DQ; 23 is the newest that onnxruntime 1.20 to 1.31 were tried on
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A graph with one input (batch, frames, num_mel_bins) and one output (batch, embedding_size)."""
+
+    data: bytes
+    num_mel_bins: int
+    embedding_size: int
+    params: int
+    precision: str
+
+
+def read_onnx(path: Path) -> OnnxFile:
+    """Read and check an ONNX file.
+
+    Raises:
+        ModelError: If it is missing, corrupt, of an unsupported opset, has external data outside its folder, or
+            is not a features-in, embedding-out network.
+    """
+    import onnx
+
+    if not path.is_file():
+        raise ModelError(f"{path}: no such ONNX file.")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's own exception classes differ between its implementations
+        raise ModelError(f"{path} is not a readable ONNX file. Is it truncated?") from error
+    if not model.graph.node:
+        raise ModelError(f"{path} is not a readable ONNX file: its graph has no nodes.")
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if opset not in ONNX_OPSETS:
+        raise ModelError(
+            f"{path} has opset {opset}; supported are {ONNX_OPSETS.start} to {ONNX_OPSETS.stop - 1}."
+            " Export it again with opset 18."
+        )
+    _load_external_data(model, path)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"{path} is not a valid ONNX graph: {str(error).splitlines()[0]}") from error
+    mel, size = _fixed_axes(model, path)
+    quantized = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
+    return OnnxFile(model.SerializeToString(), mel, size, count_weights(model), "int8" if quantized else "fp32")
+
+
+def count_weights(model: "onnx.ModelProto") -> int:
+    """Count the logical weights: elements of all weight initializers, without scales and zero points."""
+    import onnx
+
+    helpers = {
+        name
+        for node in model.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        for name in node.input[1:]
+    }
+    weights = (t for t in model.graph.initializer if t.name not in helpers and t.data_type != onnx.TensorProto.INT64)
+    return sum(math.prod(tensor.dims) for tensor in weights)
+
+
+def open_session(model: bytes, threads: int | None) -> "onnxruntime.InferenceSession":
+    """Open a CPU session with a fixed number of threads; None takes all cores.
+
+    Raises:
+        ModelError: If ONNX Runtime cannot load the graph.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions are private classes of the native module
+        raise ModelError(f"ONNX Runtime {onnxruntime.__version__} cannot load the graph: {error}") from error
+
+
+def run_once(folder: str, frames: int, num_mel_bins: int, threads: int) -> None:
+    """Load ``model.onnx`` of an artifact folder and run it a few times: what a small deployed process does."""
+    session = open_session((Path(folder) / "model.onnx").read_bytes(), threads)
+    features = np.zeros((1, frames, num_mel_bins), np.float32)
+    for _ in range(3):
+        session.run(None, {session.get_inputs()[0].name: features})
+
+
+def _load_external_data(model: "onnx.ModelProto", path: Path) -> None:
+    import onnx
+    from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+
+    folder = path.parent.resolve()
+    external = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
+    for tensor in external:
+        location = next(entry.value for entry in tensor.external_data if entry.key == "location")
+        target = (folder / location).resolve()
+        if not target.is_relative_to(folder):
+            raise ModelError(f"{path}: weight {tensor.name} lies outside the file's folder ({location}); refused.")
+        if not target.is_file():
+            raise ModelError(f"{path}: the file {location} with weight {tensor.name} is missing beside it.")
+    if external:
+        try:
+            load_external_data_for_model(model, str(folder))
+        except (OSError, ValueError, onnx.checker.ValidationError) as error:
+            raise ModelError(f"{path}: external weights cannot be read ({error}).") from error
+
+
+def _fixed_axes(model: "onnx.ModelProto", path: Path) -> tuple[int, int]:
+    """Mel bins of the input and width of the output."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    if len(inputs) != 1 or len(model.graph.output) != 1:
+        raise ModelError(
+            f"{path} has {len(inputs)} inputs and {len(model.graph.output)} outputs; one input (batch, frames,"
+            " num_mel_bins) and one output (batch, embedding_size) are needed."
+        )
+    (mel, rank), (size, out_rank) = (_last_axis(value) for value in (inputs[0], model.graph.output[0]))
+    if rank != 3 or out_rank != 2 or not mel or not size:
+        raise ModelError(
+            f"{path}: input of rank {rank} and output of rank {out_rank} with last axes {mel} and {size}; needed are"
+            " (batch, frames, num_mel_bins) and (batch, embedding_size), the last axes fixed."
+        )
+    return mel, size
+
+
+def _last_axis(value: "onnx.ValueInfoProto") -> tuple[int, int]:
+    axes = value.type.tensor_type.shape.dim
+    return (axes[-1].dim_value if axes else 0), len(axes)

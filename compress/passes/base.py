@@ -1,0 +1,131 @@
+"""The contract of a pass."""
+
+import dataclasses
+import types
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress.artifact import Artifact, Format, Step
+from compress.errors import InputError, ModelError, SettingError, unknown_name
+
+Array = NDArray[np.float32]
+
+
+def _ignore(_: str) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a pass is handed beside the artifact.
+
+    Attributes:
+        calibration: Unlabeled utterances, each a call that returns features (frames, num_mel_bins).
+        threads: For work that the pass itself runs.
+        score: EER of an artifact on the run's trials, as a fraction, where there are trials.
+        say: Takes a line about what is being done, for the progress display.
+    """
+
+    calibration: Sequence[Callable[[], Array]] = ()
+    threads: int = 1
+    score: Callable[[Artifact], float] | None = None
+    say: Callable[[str], None] = _ignore
+
+    def utterances(self, wanted: int, name: str) -> list[Callable[[], Array]]:
+        """Give ``wanted`` calibration utterances, spread evenly over the list.
+
+        Raises:
+            InputError: If there are fewer.
+        """
+        if len(self.calibration) < wanted:
+            raise InputError(
+                f"{name}: {wanted} calibration utterances were asked for, the list has {len(self.calibration)}."
+                f" Give a longer --calib list or set {name}={len(self.calibration)}."
+            )
+        places = np.linspace(0, len(self.calibration), wanted, endpoint=False).astype(int)
+        return [self.calibration[i] for i in places]
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """One compression step. Its fields are its settings; constructing it only checks them.
+
+    Attributes:
+        name: On the command line and in the history.
+        accepts: Format of the artifact it takes.
+        returns: Format of the artifact it gives.
+    """
+
+    name: ClassVar[str]
+    accepts: ClassVar[Format]
+    returns: ClassVar[Format]
+
+    @abstractmethod
+    def run(self, artifact: Artifact, context: Context) -> Artifact:
+        """Derive a new artifact; the given one is never changed."""
+
+    @property
+    def calibration_utterances(self) -> int:
+        """How many calibration utterances the pass will ask for, so that a run can be refused before it starts."""
+        return 0
+
+    def check_input(self, artifact: Artifact) -> None:
+        """Refuse an artifact of the wrong format.
+
+        Raises:
+            ModelError: Naming both formats.
+        """
+        if artifact.format != self.accepts or artifact.deferred is not None:
+            what = "a deferred" if artifact.deferred else f"a {artifact.format.value}"
+            raise ModelError(f"{self.name} takes a {self.accepts.value} artifact, not {what} one.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting by name, as JSON can hold it."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def step(self, *notes: str) -> Step:
+        """Make this pass's record in the history."""
+        return Step(self.name, self.settings, notes)
+
+
+def build(kind: type[Pass], settings: Mapping[str, Any]) -> Pass:
+    """Make a pass from settings as they come from the command line or YAML: strings are read as the field's type.
+
+    Raises:
+        SettingError: For an unknown setting (the nearest name is offered) or a value of the wrong type or range.
+    """
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    types_ = typing.get_type_hints(kind)
+    for name in settings:
+        if name not in known:
+            raise unknown_name(f"setting of {kind.name}", name, known)
+    return kind(**{name: _read(f"{kind.name}.{name}", value, types_[name]) for name, value in settings.items()})
+
+
+def _read(name: str, value: Any, wanted: Any) -> Any:
+    """Convert a value to a field's type; bool, int, float, str, tuples of them, and optional ones."""
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (types.UnionType, typing.Union):
+        if value is None or value in ("none", "null"):
+            return None
+        return _read(name, value, next(a for a in arguments if a is not type(None)))
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else list(value)
+        return tuple(_read(name, item, arguments[0]) for item in items if item != "")
+    if wanted is bool and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    convertible = isinstance(value, str) or (type(value) is int and wanted is float) or type(value) is wanted
+    try:
+        if wanted is bool and type(value) is not bool or not convertible:
+            raise ValueError
+        return wanted(value)
+    except ValueError:
+        raise SettingError(f"{name} must be {wanted.__name__}, got {value!r}.") from None

@@ -1,0 +1,156 @@
+"""Export to ONNX with dynamic batch and frames, checked against PyTorch at several shapes."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+import numpy as np
+import torch
+from torch import nn
+
+from compress.artifact import FILE_NAMES, Artifact, Format
+from compress.errors import ModelError, SettingError
+from compress.onnx_file import ONNX_OPSETS
+from compress.passes.base import Array, Context, Pass
+from compress.runners import OnnxRuntimeRunner
+
+if TYPE_CHECKING:
+    import onnx
+
+INPUT, OUTPUT = "feats", "embedding"
+SAMPLE_SHAPE = (2, 240)  # batch, frames of the traced example; neither may be 1, which export takes for a constant
+PARITY_SHAPES = ((1, 200), (3, 345), (1, 97), (2, 100), (4, 1001))  # under 100 frames, and no multiple of 100, too
+TOLERANCE = 1e-4  # relative to the largest embedding value; float32 runs differ by up to 5e-5 of it
+
+
+@final
+@dataclass(frozen=True)
+class Onnx(Pass):
+    """Write the network as an ONNX graph: feats (batch, frames, num_mel_bins) -> embedding."""
+
+    name: ClassVar[str] = "onnx"
+    accepts: ClassVar[Format] = Format.TORCH
+    returns: ClassVar[Format] = Format.ONNX
+
+    opset: int = 18
+
+    def __post_init__(self) -> None:
+        if self.opset not in range(18, ONNX_OPSETS.stop):
+            raise SettingError(f"onnx.opset must be in 18..{ONNX_OPSETS.stop - 1}, got {self.opset}.")
+
+    def run(self, artifact: Artifact, context: Context) -> Artifact:
+        """Export, fold batch norms, write the metadata and check parity."""
+        self.check_input(artifact)
+        context.say("exporting")
+        graph = export(artifact.module, artifact.front_end.num_mel_bins, self.opset)
+        add_metadata(graph, artifact)
+        exported = artifact.with_files(
+            {FILE_NAMES[Format.ONNX]: graph.SerializeToString()}, self.step(), Format.ONNX, artifact.precision
+        )
+        context.say("checking parity with PyTorch")
+        error = parity(artifact.module, exported, context.threads)
+        if not error <= TOLERANCE:
+            raise ModelError(
+                f"onnx: the exported graph differs from PyTorch by {error:.1e} of the largest value (allowed"
+                f" {TOLERANCE:.0e}). The network was not exported; report it with its code."
+            )
+        shapes = ", ".join(f"{batch}x{frames}" for batch, frames in PARITY_SHAPES)
+        note = f"equals PyTorch to {error:.0e} at (batch x frames) {shapes}; {len(graph.graph.node)} nodes"
+        return artifact.with_files(exported.files, self.step(note), Format.ONNX, artifact.precision)
+
+
+def export(model: nn.Module, num_mel_bins: int, opset: int) -> "onnx.ModelProto":
+    """Export a network with dynamic batch and frames.
+
+    Raises:
+        ModelError: If the exporter fails, or silently fixes the batch or frames axis.
+    """
+    example = torch.zeros(*SAMPLE_SHAPE, num_mel_bins)
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("frames", min=3)}
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=(axes,),
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:
+            raise ModelError(f"onnx: the network cannot be exported: {error}") from error
+    assert program is not None, "torch.onnx.export returns a program when dynamo is on and no file is given"
+    graph = program.model_proto
+    strip_traces(graph)
+    fixed = [i for i in (0, 1) if not graph.graph.input[0].type.tensor_type.shape.dim[i].dim_param]
+    if fixed:
+        names = " and ".join(("batch", "frames")[i] for i in fixed)
+        raise ModelError(f"onnx: the exporter fixed the {names} axis to the traced size; the network's code uses it.")
+    return graph
+
+
+def strip_traces(graph: "onnx.ModelProto") -> None:
+    """Drop the exporter's notes on where in the source each node came from: a megabyte, with paths of this machine."""
+    for node in graph.graph.node:
+        del node.metadata_props[:]
+    for value in (*graph.graph.input, *graph.graph.output, *graph.graph.initializer):
+        del value.metadata_props[:]
+    del graph.graph.value_info[:]
+    del graph.graph.metadata_props[:]
+    del graph.metadata_props[:]
+
+
+def add_metadata(graph: "onnx.ModelProto", artifact: Artifact) -> None:
+    """Write what a runtime needs to know into the file, with the keys that sherpa-onnx reads among them."""
+    import onnx
+
+    front_end = artifact.front_end
+    onnx.helper.set_model_props(
+        graph,
+        {
+            "task": artifact.task,
+            "sample_rate": str(front_end.sample_rate),
+            "num_mel_bins": str(front_end.num_mel_bins),
+            "window": front_end.window,
+            "framework": "3d-speaker",
+            "language": "English",
+            "output_dim": str(artifact.embedding_size),
+            "normalize_samples": "1",
+            "feature_normalize_type": "global-mean" if front_end.cmn else "",
+        },
+    )
+
+
+def parity(model: nn.Module, exported: Artifact, threads: int) -> float:
+    """Largest difference between PyTorch and ONNX Runtime over all parity shapes, relative to the largest value."""
+    runner = OnnxRuntimeRunner(exported, threads)
+    rng = np.random.default_rng(0)
+    worst = 0.0
+    for batch, frames in PARITY_SHAPES:
+        features: Array = rng.standard_normal((batch, frames, exported.front_end.num_mel_bins), dtype=np.float32)
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(features)).numpy()
+        difference = np.abs(runner.run(features) - expected).max() / np.abs(expected).max()
+        worst = max(worst, float(difference))
+    return worst
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress prints and deprecation warnings off the user's terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

@@ -1,0 +1,64 @@
+"""TensorRT: a graph that its parser takes, and the command that builds the engine on the target."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from compress.artifact import FILE_NAMES, Artifact, Deferral, Format
+from compress.errors import SettingError
+from compress.machine import probe_cuda
+from compress.passes.base import Context, Pass
+from compress.passes.qdq import for_tensorrt
+
+
+@final
+@dataclass(frozen=True)
+class TRT(Pass):
+    """Prepare a TensorRT engine: FP16, with INT8 where the graph has Q/DQ.
+
+    Engines do not travel between GPUs, so the engine is built on the target. The step is deferred with the graph
+    to copy there and the ``trtexec`` command to run; trtexec comes with TensorRT and JetPack.
+    """
+
+    name: ClassVar[str] = "trt"
+    accepts: ClassVar[Format] = Format.ONNX
+    returns: ClassVar[Format] = Format.TENSORRT
+
+    min_frames: int = 50  # shortest, typical and longest utterance of the optimization profile, in frames of 10 ms
+    opt_frames: int = 300
+    max_frames: int = 3000
+    max_batch: int = 1
+
+    def __post_init__(self) -> None:
+        if not 3 <= self.min_frames <= self.opt_frames <= self.max_frames:
+            frames = (self.min_frames, self.opt_frames, self.max_frames)
+            raise SettingError(f"trt: 3 <= min_frames <= opt_frames <= max_frames must hold, got {frames}.")
+        if self.max_batch < 1:
+            raise SettingError(f"trt.max_batch must be at least 1, got {self.max_batch}.")
+
+    def run(self, artifact: Artifact, context: Context) -> Artifact:
+        """Rewrite Q/DQ to what TensorRT takes and write down how to build the engine."""
+        import onnx
+
+        self.check_input(artifact)
+        context.say("rewriting Q/DQ for TensorRT")
+        graph = for_tensorrt(onnx.load_from_string(artifact.onnx))
+        onnx.checker.check_model(graph)
+        notes = ["FP16 engine"]
+        if artifact.precision == "int8":
+            notes = ["INT8 with FP16 elsewhere: activations S8 symmetric, biases in float, as its parser demands"]
+        deferral = Deferral(self.reason(), self.command(graph.graph.input[0].name, artifact))
+        files = {FILE_NAMES[Format.ONNX]: graph.SerializeToString()}
+        return artifact.with_files(files, self.step(*notes), Format.TENSORRT, artifact.precision, deferral)
+
+    def reason(self) -> str:
+        """Why no engine is built here."""
+        missing = probe_cuda().missing
+        return f"{missing or 'engines are built with trtexec on the target'}; no engine was built."
+
+    def command(self, input_name: str, artifact: Artifact) -> str:
+        """The ``trtexec`` line to run in the artifact folder on the target (TensorRT 8.5 to 10)."""
+        mel = artifact.front_end.num_mel_bins
+        shapes = {"min": (1, self.min_frames), "opt": (1, self.opt_frames), "max": (self.max_batch, self.max_frames)}
+        profile = " ".join(f"--{kind}Shapes={input_name}:{b}x{frames}x{mel}" for kind, (b, frames) in shapes.items())
+        int8 = " --int8" if artifact.precision == "int8" else ""
+        return f"trtexec --onnx=model.onnx --fp16{int8} {profile} --saveEngine=model.plan"

@@ -1,0 +1,463 @@
+"""A run: passes in order, each followed by evaluation, resumable at any point, ending with the table.
+
+    runs/<name>/NN-<pass>/     the artifact of each step; ``step.json`` says what made it, ``embeddings-<runtime>.npy``
+                               is kept for the report
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+import compress
+from compress import machine, table
+from compress.artifact import Artifact, Threshold, versions
+from compress.config import RunConfig, from_mapping, with_links
+from compress.data import DataFolder, embedded_data
+from compress.errors import CompressError, InputError, MachineError
+from compress.evaluation.latency import speedup, time_interleaved
+from compress.evaluation.memory import peak_rss_of
+from compress.evaluation.speakers import Figures, Verification, measure, typical_waveform
+from compress.evaluation.verification import eer
+from compress.files import read_json, replaced_folder, sha256_of, write_json, write_text
+from compress.passes import Context, Pass
+from compress.progress import Progress, Silent
+from compress.report import TrialScores, render_report
+from compress.runners import golden_outputs, open_runner, runners_for
+
+__all__ = ["RunConfig", "from_mapping", "run"]
+
+LATENCY_SECONDS = 3.0  # of audio
+TIMING_BUDGET_S = 5.0  # per row
+MARKER = "run.yaml"  # tells a run folder
+BASELINE = "baseline"
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step before it is run: where it goes, what makes it and the name of what it gives."""
+
+    folder: Path
+    variant: str
+    maker: Pass | None  # None for the baseline
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked configuration with its inputs read."""
+
+    config: RunConfig
+    source: Artifact
+    data: DataFolder
+    trials: Path
+    verification: Verification
+    calibration: DataFolder
+    steps: tuple[PlannedStep, ...]
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What every step depends on beside its parent and its settings."""
+        return {
+            "code": code_hash(),
+            "trials": sha256_of(self.trials),
+            "data": _list_hash(self.data, self.verification.trials.utterances),
+            "calibration": _list_hash(self.calibration, self.calibration.utterances),
+            "device": self.config.device,
+        }
+
+
+def plan(config: RunConfig) -> Plan:
+    """Check a configuration and read its inputs; nothing is written.
+
+    Raises:
+        CompressError: For anything wrong that can be known before work starts.
+    """
+    if config.device == "cuda" and machine.probe_cuda().missing:
+        raise MachineError(f"device cuda: {machine.probe_cuda().missing}. Use --device cpu.")
+    source = Artifact.open(config.model, config.arch)
+    config = with_links(config, source.format)
+    data = DataFolder.read(config.data or embedded_data())
+    trials = data.find_trials(config.trials)
+    verification = Verification.read(data, trials)
+    wanted = max((step.calibration_utterances for step in config.passes), default=0)
+    calibration = data.calibration(config.calib) if wanted or config.calib else data.subset(())
+    if len(calibration) < wanted:
+        hungry = max(config.passes, key=lambda step: step.calibration_utterances)
+        raise InputError(
+            f"{hungry.name} asks for {wanted} calibration utterances, the list has {len(calibration)}."
+            " Give a longer --calib list, or ask for fewer with --set."
+        )
+    for utterance in calibration.utterances:
+        if not calibration.path(utterance).is_file():
+            raise InputError(f"{calibration.path(utterance)}: no such audio file; the calibration list names it.")
+    steps = [PlannedStep(config.folder / f"00-{BASELINE}", BASELINE, None)]
+    names: list[str] = []
+    for number, maker in enumerate(config.passes, start=1):
+        variant = "+".join([*names, maker.name])
+        steps.append(PlannedStep(config.folder / f"{number:02d}-{maker.name}", variant, maker))
+        if maker.name != "onnx":  # the export is a link, not a change: prune+ptq and not prune+onnx+ptq
+            names.append(maker.name)
+    return Plan(config, source, data, trials, verification, calibration, tuple(steps))
+
+
+def run(config: RunConfig, resume: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+    """Run the passes, measure after each, and write the run folder.
+
+    Args:
+        config: What to run.
+        resume: Reuse the finished steps of an earlier run in the same folder whose inputs, settings and code are
+            the same.
+        progress: Told how far the work is.
+
+    Returns:
+        The content of ``table.json``.
+
+    Raises:
+        CompressError: For wrong input; nothing is written then. A pass that fails is a row of status "failed".
+    """
+    return Run(plan(config), resume, progress or Silent()).execute()
+
+
+class Run:
+    """One execution of a plan."""
+
+    def __init__(self, planned: Plan, resume: bool, progress: Progress) -> None:
+        self.plan, self.config, self.progress = planned, planned.config, progress
+        self.folder = self.config.folder
+        claim_folder(self.folder, resume)
+        self.resume = resume
+        self.scores: dict[str, TrialScores] = {}
+        self.baseline: Array | None = None
+
+    def execute(self) -> dict[str, Any]:
+        """Do every step, then time all variants side by side, then write the table and the report."""
+        write_text(self.folder / MARKER, yaml.safe_dump(self.config.to_mapping(), sort_keys=False))
+        self.event("start", resume=self.resume, version=compress.__version__)
+        rows: list[dict[str, Any]] = []
+        artifact = self.plan.source
+        failure: str | None = None
+        for step in self.plan.steps:
+            if failure:
+                rows.append(self.unmade_row(step, failure))
+                continue
+            try:
+                artifact, made = self.step(step, artifact)
+                rows += made
+                if artifact.deferred and step is not self.plan.steps[-1]:
+                    failure = f"{step.variant} before it is deferred."
+            except CompressError as error:
+                self.event("failed", step=step.folder.name, reason=str(error))
+                rows.append(self.unmade_row(step, str(error)))
+                failure = f"{step.variant} before it failed."
+        self.add_timings(rows)
+        result = {
+            "schema": table.SCHEMA,
+            "run": self.folder.name,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "machine": {**machine.describe(), "threads": self.config.threads, "versions": versions()},
+            "data": self.describe_data(),
+            "rows": rows,
+        }
+        self.write_results(result)
+        self.event("done")
+        return result
+
+    def step(self, step: PlannedStep, parent: Artifact) -> tuple[Artifact, list[dict[str, Any]]]:
+        """Make and measure one step, or take it from the earlier run."""
+        key = _hash({**self.plan.inputs, "parent": parent.sha256, "pass": _identity(step.maker)})
+        earlier = self.earlier(step, key)
+        if earlier and earlier["rows"] is not None:
+            self.progress.say(f"{step.folder.name}: unchanged, taken from the earlier run")
+            self.event("reused", step=step.folder.name, key=key)
+            artifact = Artifact.load(step.folder)
+            for made in earlier["rows"]:
+                self.keep_scores(made["variant"], made["runtime"], self.read_embeddings(step, made["runtime"]))
+            return artifact, earlier["rows"]
+        if earlier:
+            self.progress.say(f"{step.folder.name}: made by the earlier run, measuring it")
+            artifact, build_s = Artifact.load(step.folder), earlier["build_s"]
+        else:
+            artifact, build_s = self.make(step, parent)
+            save_step(step.folder, artifact, {"key": key, "build_s": build_s, "rows": None})
+        self.event("made", step=step.folder.name, key=key, build_s=build_s)
+        artifact, rows, embeddings = self.evaluate(step, artifact, build_s)
+        save_step(step.folder, artifact, {"key": key, "build_s": build_s, "rows": rows}, embeddings)
+        self.event("measured", step=step.folder.name)
+        return artifact, rows
+
+    def earlier(self, step: PlannedStep, key: str) -> dict[str, Any] | None:
+        """What the earlier run left for this step, if it was made in the same way."""
+        record = step.folder / "step.json"
+        if not (self.resume and record.is_file()):
+            return None
+        found: dict[str, Any] = read_json(record)
+        if found["key"] != key:
+            self.progress.say(f"{step.folder.name}: its input, settings, data or code changed; made anew")
+            return None
+        return found
+
+    def make(self, step: PlannedStep, parent: Artifact) -> tuple[Artifact, float]:
+        """Run the pass; returns the artifact and the seconds it took."""
+        if step.maker is None:
+            return parent, 0.0
+        self.progress.say(f"{step.folder.name}: {step.maker!r}")
+        context = Context(
+            calibration=[_features_of(self.plan, utterance) for utterance in self.plan.calibration.utterances],
+            threads=machine.cores(),
+            score=self.score,
+            say=lambda text: self.progress.say(f"{step.folder.name}: {text}"),
+        )
+        started = time.monotonic()
+        artifact = step.maker.run(parent, context)
+        return artifact, round(time.monotonic() - started, 3)
+
+    def evaluate(
+        self, step: PlannedStep, artifact: Artifact, build_s: float
+    ) -> tuple[Artifact, list[dict[str, Any]], dict[str, Array]]:
+        """Embed the trial list with every runtime that can run the artifact here, and fit its threshold."""
+        common = self.common_figures(step, artifact) | {"build_s": build_s}
+        if artifact.deferred:
+            return artifact, [table.row(**common, status="deferred", **asdict(artifact.deferred))], {}
+        rows, embeddings = [], {}
+        for kind in runners_for(artifact.format):
+            runner = kind(artifact, 1, self.config.device)
+            embedded = self.plan.verification.embed(runner, self.progress, f"{step.variant}: {kind.runtime}")
+            embeddings[kind.runtime] = embedded
+            figures = measure(self.plan.verification, embedded, self.baseline)
+            if not artifact.golden:
+                examples = self.example_features(artifact)
+                threshold = Threshold(figures.threshold, figures.eer, self.plan.trials.name, self.plan.data.root.name)
+                measured = {name: value for name, value in asdict(figures).items() if value is not None}
+                golden = golden_outputs(runner, examples)
+                artifact = replace(artifact, golden=golden, threshold=threshold, metrics=measured)
+            rows.append(
+                table.row(
+                    **common,
+                    **_plain(figures),
+                    status="ok",
+                    runtime=kind.runtime,
+                    device=runner.device,
+                    threads=self.config.threads,
+                )
+            )
+            self.keep_scores(step.variant, kind.runtime, embedded)
+        if not rows:
+            rows = [table.row(**common, status="deferred", reason=f"no runtime here runs {artifact.format.value}.")]
+        return artifact, rows, embeddings
+
+    def common_figures(self, step: PlannedStep, artifact: Artifact) -> dict[str, Any]:
+        """Fields that do not depend on the runtime."""
+        record = artifact.history[-1] if step.maker and artifact.history else None
+        return {
+            "variant": step.variant,
+            "pass": step.maker.name if step.maker else None,
+            "settings": step.maker.settings if step.maker else {},
+            "notes": list(record.notes) if record else [],
+            "format": artifact.format.value,
+            "precision": artifact.precision,
+            "params": artifact.params,
+            "size_bytes": None if artifact.deferred else artifact.size_bytes,
+            "macs": artifact.macs,
+            "artifact": {"folder": step.folder.name, "sha256": artifact.sha256},
+        }
+
+    def unmade_row(self, step: PlannedStep, reason: str) -> dict[str, Any]:
+        """Row of a step that failed or could not be tried."""
+        assert step.maker is not None, "the baseline is read while planning"
+        return table.row(
+            **{"pass": step.maker.name},
+            variant=step.variant,
+            settings=step.maker.settings,
+            notes=[],
+            status="failed",
+            reason=reason,
+            format=step.maker.returns.value,
+            precision="–",
+        )
+
+    def keep_scores(self, variant: str, runtime: str | None, embeddings: Array | None) -> None:
+        """Keep the trial scores for the report, and the baseline's embeddings for comparison."""
+        if embeddings is None:
+            return
+        if self.baseline is None:
+            self.baseline = embeddings
+        figures = measure_threshold(self.plan.verification, embeddings)
+        self.scores.setdefault(variant, figures)
+
+    def read_embeddings(self, step: PlannedStep, runtime: str | None) -> Array | None:
+        """Embeddings that an earlier run kept beside the artifact."""
+        path = step.folder / f"embeddings-{runtime}.npy"
+        return np.load(path, allow_pickle=False) if path.is_file() else None
+
+    def example_features(self, artifact: Artifact) -> list[Array]:
+        """Features of two real utterances for the golden file: a whole one, and 0.9 s of another."""
+        first, second = self.plan.verification.trials.utterances[:2]
+        rate = artifact.front_end.sample_rate
+        short = self.plan.data.waveform(second, rate)[: int(0.9 * rate)]
+        return [artifact.front_end(self.plan.data.waveform(first, rate)), artifact.front_end(short)]
+
+    def score(self, artifact: Artifact) -> float:
+        """EER of an artifact on the run's trials, for passes that search."""
+        runner = open_runner(artifact, 1, self.config.device)
+        return measure(self.plan.verification, self.plan.verification.embed(runner, self.progress, "scoring")).eer
+
+    def add_timings(self, rows: list[dict[str, Any]]) -> None:
+        """Time all variants interleaved, so that their ratios hold whatever else the machine does."""
+        timed = [figures for figures in rows if figures["status"] == "ok"]
+        key = _hash([[r["artifact"]["sha256"], r["runtime"]] for r in timed] + [self.config.threads, code_hash()])
+        path = self.folder / "timings.json"
+        if self.resume and path.is_file() and (kept := read_json(path))["key"] == key:
+            found = kept["rows"]
+        else:
+            found = self.measure_timings(timed)
+            write_json(path, {"key": key, "rows": found})
+        for figures, timing in zip(timed, found, strict=True):
+            figures.update(timing)
+
+    def measure_timings(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Latency, throughput and peak memory of each row."""
+        calls: dict[str, Callable[[], object]] = {}
+        for place, figures in enumerate(rows):
+            artifact = Artifact.load(self.folder / figures["artifact"]["folder"])
+            kind = next(k for k in runners_for(artifact.format) if k.runtime == figures["runtime"])
+            runner = kind(artifact, self.config.threads, self.config.device)
+            rate = artifact.front_end.sample_rate
+            utterances = self.plan.verification.trials.utterances
+            waveform = typical_waveform(self.plan.data, utterances, LATENCY_SECONDS, rate)
+            features = artifact.front_end(waveform)[None]
+            calls[f"model {place}"] = lambda runner=runner, features=features: runner.run(features)  # type: ignore[misc]
+            calls[f"e2e {place}"] = lambda runner=runner, wav=waveform, rate=rate: runner.embed(wav, rate)  # type: ignore[misc]
+        self.progress.say(f"timing {len(rows)} variants side by side, {self.config.threads} thread(s)")
+        timings = time_interleaved(calls, budget_s=TIMING_BUDGET_S * len(rows))
+        faster = speedup(timings, "model 0")
+        found = []
+        for place, figures in enumerate(self.progress.track(rows, "peak memory")):
+            model, whole = timings[f"model {place}"], timings[f"e2e {place}"]
+            found.append(
+                {
+                    "latency_ms": model.as_dict(),
+                    "e2e_latency_ms": whole.as_dict(),
+                    "speedup": faster[f"model {place}"],
+                    "rtf": whole.mean / 1000 / LATENCY_SECONDS,
+                    "qps": 1000 / whole.mean,
+                    "peak_rss_bytes": self.peak_rss(figures),
+                }
+            )
+        return found
+
+    def peak_rss(self, figures: Mapping[str, Any]) -> int:
+        """Peak memory of a fresh process that loads one variant and runs it."""
+        folder = self.folder / figures["artifact"]["folder"]
+        artifact = Artifact.load(folder)
+        kind = next(k for k in runners_for(artifact.format) if k.runtime == figures["runtime"])
+        front_end = artifact.front_end
+        frames = front_end.frames_of(LATENCY_SECONDS)
+        _, peak = peak_rss_of(kind.run_once, str(folder.resolve()), frames, front_end.num_mel_bins, self.config.threads)
+        return peak
+
+    def describe_data(self) -> dict[str, Any]:
+        """What the figures were measured on."""
+        trials = self.plan.verification.trials
+        return {
+            "folder": self.plan.data.root.name if self.config.data else "embedded",
+            "trials": self.plan.trials.name,
+            "n_trials": len(trials),
+            "n_targets": int(trials.labels.sum()),
+            "n_utterances": len(trials.utterances),
+            "n_speakers": len({self.plan.data.speaker(utterance) for utterance in trials.utterances}),
+            "calibration_utterances": len(self.plan.calibration),
+        }
+
+    def write_results(self, result: dict[str, Any]) -> None:
+        """Write the table in all its forms and the report."""
+        write_json(self.folder / "table.json", result)
+        write_text(self.folder / "table.csv", table.to_csv(result["rows"]))
+        write_text(self.folder / "table.md", table.to_markdown(result["rows"]))
+        write_text(self.folder / "report.html", render_report(result, self.scores))
+
+    def event(self, kind: str, **details: Any) -> None:
+        """Append a line to ``events.jsonl``."""
+        line = {"time": round(time.time(), 3), "event": kind, **details}
+        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+
+def claim_folder(folder: Path, resume: bool) -> None:
+    """Make the run folder, or refuse one that holds something else.
+
+    Raises:
+        InputError: If it holds another run and ``resume`` is off, or files that are no run.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / MARKER).is_file():
+            raise InputError(f"{folder} is not empty and not a run. Choose another --out folder.")
+        if not resume:
+            raise InputError(f"{folder} holds a run already. Go on with it by --resume, or choose another --out folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"{folder} cannot be made ({error.strerror}). Choose another --out folder.") from error
+
+
+def save_step(
+    folder: Path, artifact: Artifact, record: Mapping[str, Any], embeddings: Mapping[str, Array] | None = None
+) -> None:
+    """Write the artifact folder of a step together with its record, whole or not at all."""
+    with replaced_folder(folder) as temporary:
+        artifact.write(temporary)
+        for runtime, matrix in (embeddings or {}).items():
+            np.save(temporary / f"embeddings-{runtime}.npy", matrix)
+        write_json(temporary / "step.json", record)
+
+
+def measure_threshold(data: Verification, embeddings: Array) -> TrialScores:
+    """Scores of the trials with the threshold at the EER point."""
+    scores = data.scores(embeddings)
+    return TrialScores(data.trials.labels, scores, eer(data.trials.labels, scores)[1])
+
+
+@lru_cache
+def code_hash() -> str:
+    """Hash of this package's source: a step made by other code is not reused."""
+    root = Path(compress.__file__).parent
+    files = sorted(root.rglob("*.py"))
+    return _hash([[str(path.relative_to(root)), sha256_of(path)] for path in files])
+
+
+def _features_of(planned: Plan, utterance: str) -> Callable[[], Array]:
+    front_end = planned.source.front_end
+    return lambda: front_end(planned.calibration.waveform(utterance, front_end.sample_rate))
+
+
+def _identity(maker: Pass | None) -> Any:
+    return [maker.name, maker.settings] if maker else None
+
+
+def _list_hash(data: DataFolder, utterances: tuple[str, ...]) -> str:
+    """Hash of names, speakers, sizes and modification times: cheap, and changes when the audio does."""
+
+    def entry(utterance: str) -> list[Any]:
+        path = data.path(utterance)
+        stat = path.stat()
+        return [utterance, data.speakers.get(utterance), str(path), stat.st_size, stat.st_mtime_ns]
+
+    return _hash([entry(utterance) for utterance in utterances])
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(figures: Figures) -> dict[str, Any]:
+    """Figures as JSON holds them."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(figures).items()}

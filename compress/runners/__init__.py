@@ -1,0 +1,62 @@
+"""Running artifacts: one class per runtime."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress.artifact import Artifact, Format
+from compress.errors import MachineError
+from compress.runners.base import Runner
+from compress.runners.onnxruntime_runner import OnnxRuntimeRunner
+from compress.runners.torch_runner import TorchRunner
+
+RUNNERS: tuple[type[Runner], ...] = (TorchRunner, OnnxRuntimeRunner)
+
+__all__ = ["RUNNERS", "OnnxRuntimeRunner", "Runner", "TorchRunner", "golden_outputs", "load", "open_runner", "runners_for"]
+
+
+def runners_for(format: Format) -> list[type[Runner]]:
+    """Runtimes that load a format and can run here."""
+    return [runner for runner in RUNNERS if runner.format == format and runner.missing() is None]
+
+
+def open_runner(artifact: Artifact, threads: int | None = None, device: str = "cpu") -> Runner:
+    """Load an artifact in the first runtime that can run it here.
+
+    Raises:
+        MachineError: If there is none.
+    """
+    if artifact.deferred is not None:
+        raise MachineError(f"the artifact is not built yet: {artifact.deferred.reason} Then: {artifact.deferred.command}")
+    usable = runners_for(artifact.format)
+    if not usable:
+        reasons = [f"{r.runtime}: {r.missing()}" for r in RUNNERS if r.format == artifact.format]
+        raise MachineError(f"no runtime here runs {artifact.format.value} artifacts. {' '.join(reasons)}".rstrip())
+    return usable[0](artifact, threads, device)
+
+
+def load(folder: Path | str, threads: int | None = None) -> Runner:
+    """Load an artifact folder for use.
+
+    Args:
+        folder: An artifact folder of any format, for example ``runs/demo/03-ptq``.
+        threads: Threads per call; None leaves the choice to the runtime.
+
+    Returns:
+        An object with ``embed(waveform, sample_rate) -> (embedding_size,)``.
+
+    Raises:
+        ModelError: If the folder is no artifact or was altered.
+        MachineError: If no runtime here can run it.
+    """
+    return open_runner(Artifact.load(Path(folder)), threads)
+
+
+def golden_outputs(runner: Runner, features: list[NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """Inputs (frames, num_mel_bins) and the embeddings of this runner, by which a target checks itself."""
+    golden = {}
+    for i, utterance in enumerate(features):
+        golden[f"features_{i}"] = utterance[None]
+        golden[f"embedding_{i}"] = runner.run(utterance[None])
+    return golden

@@ -1,0 +1,39 @@
+"""Exact structured removal of channels, for any network that torch.export can trace.
+
+Trace the network, score its coupled channels, choose, remove, and verify:
+
+    graph = trace(model, features)
+    selection = choose_channels(graph, l1_scores(model, graph), ratio=0.4)
+    pruned = remove_channels(model, graph, selection.channels)
+    report = verify_removal(model, pruned, graph, selection.channels, features)
+"""
+
+from compress.surgery.counting import ParameterCounter, count_macs, count_parameters, parameters_after
+from compress.surgery.gate import GateReport, verify_removal
+from compress.surgery.graph import ChannelGraph, ChannelGroup, Member, Role, trace
+from compress.surgery.removal import mask_channels, mask_consumers, remove_channels
+from compress.surgery.resize import resize_to
+from compress.surgery.scores import l1_scores
+from compress.surgery.selection import Scope, Selection, choose_channels
+
+__all__ = [
+    "ChannelGraph",
+    "ChannelGroup",
+    "GateReport",
+    "Member",
+    "ParameterCounter",
+    "Role",
+    "Scope",
+    "Selection",
+    "choose_channels",
+    "count_macs",
+    "count_parameters",
+    "l1_scores",
+    "mask_channels",
+    "mask_consumers",
+    "parameters_after",
+    "remove_channels",
+    "resize_to",
+    "trace",
+    "verify_removal",
+]

@@ -1,0 +1,330 @@
+"""Trace a network and find which channels stand or fall together.
+
+The network is exported to its ATen graph, every axis of every parameter is labelled, and the rules in
+``rules.py`` unite labels operator by operator. A class of united labels is one coupled channel: removing it
+means dropping the same indices from every (parameter, dimension) that carries it.
+"""
+
+import copy
+import operator
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from compress.errors import ModelError, SettingError
+from compress.surgery.labels import Axis, Channels, Labels, Value, fixed
+from compress.surgery.rules import RULES, Call, refuse_all
+
+Removal: TypeAlias = Mapping[str, Iterable[int]]  # group name -> the channels to remove
+Place: TypeAlias = tuple[str, int]  # a parameter or buffer, and one of its dimensions
+Carrier: TypeAlias = tuple[Place, bool]  # where channels are carried, and whether it is leaky (see Member)
+
+
+class Role(Enum):
+    """What a tensor's dimension is to the channels on it."""
+
+    PRODUCER = "producer"  # rows of a weight: they make the channel
+    CONSUMER = "consumer"  # columns of a weight: they read the channel
+    POINTWISE = "pointwise"  # biases, batch norm, gains: one number per channel
+
+
+@dataclass(frozen=True)
+class Member:
+    """One dimension of one parameter or buffer that carries a group's channels.
+
+    Attributes:
+        name: The tensor's name in the state dict (the first one, if it has several).
+        dim: The dimension.
+        role: What the dimension is to the channels.
+        indices: For each channel of the group, the indices it owns.
+        leaky: A consumer that reads something other than zero from a masked channel, because an operator
+            such as the sigmoid lies between; masking must then silence its columns as well.
+    """
+
+    name: str
+    dim: int
+    role: Role
+    indices: tuple[tuple[int, ...], ...]
+    leaky: bool = False
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels born together and coupled alike: each owns as many indices of the same dimensions.
+
+    Attributes:
+        name: The layer that makes the channels (``#2``, ``#3`` follow if it makes several groups).
+        members: Every dimension that carries them.
+        width: Number of channels.
+        parameters_per_channel: Parameters that go when a single channel is removed.
+        frozen: Why the channels must stay; None if they may be removed.
+    """
+
+    name: str
+    members: tuple[Member, ...]
+    width: int
+    parameters_per_channel: int
+    frozen: str | None = None
+
+
+@dataclass(frozen=True)
+class ChannelGraph:
+    """The coupled channels of a network.
+
+    Attributes:
+        shapes: Shape of every parameter and buffer, one name for each tensor.
+        parameters: Which of these are parameters.
+        aliases: Further names of tensors that several modules share.
+        all_groups: Prunable and frozen groups, in the order of the network's parameters.
+        refusals: Where and why channels were frozen by an operator.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    parameters: tuple[str, ...]
+    aliases: Mapping[str, tuple[str, ...]]
+    all_groups: tuple[ChannelGroup, ...]
+    refusals: tuple[str, ...]
+
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """The groups whose channels may be removed."""
+        return tuple(group for group in self.all_groups if group.frozen is None)
+
+    def frozen_groups(self) -> tuple[ChannelGroup, ...]:
+        """The groups whose channels must stay, each with its reason."""
+        return tuple(group for group in self.all_groups if group.frozen is not None)
+
+    def chosen(self, channels: Removal) -> Iterator[tuple[ChannelGroup, tuple[int, ...]]]:
+        """Check what is asked to be removed; yield each group with its sorted channels.
+
+        Raises:
+            SettingError: If a group is unknown or frozen, a channel does not exist, or none would be left.
+        """
+        known = {group.name: group for group in self.all_groups}
+        for name, asked in channels.items():
+            gone = tuple(sorted(set(asked)))
+            if name not in known:
+                raise SettingError(f"no channel group is called '{name}'.")
+            group = known[name]
+            if gone and group.frozen is not None:
+                raise SettingError(f"{name}: channels cannot be removed: {group.frozen}.")
+            if gone and not 0 <= gone[0] <= gone[-1] < group.width:
+                raise SettingError(f"{name}: channels are numbered 0..{group.width - 1}, got {gone[0]}..{gone[-1]}.")
+            if len(gone) == group.width:
+                raise SettingError(f"{name}: all {group.width} channels would be removed; keep at least one.")
+            if gone:
+                yield group, gone
+
+    def removed_indices(self, channels: Removal) -> dict[Place, list[int]]:
+        """The sorted indices to drop from each dimension, for the given channels."""
+        found: defaultdict[Place, set[int]] = defaultdict(set)
+        for group, gone in self.chosen(channels):
+            for member in group.members:
+                found[member.name, member.dim].update(i for channel in gone for i in member.indices[channel])
+        return {place: sorted(indices) for place, indices in found.items()}
+
+
+def trace(model: nn.Module, example: Tensor) -> ChannelGraph:
+    """Find the coupled channels of a network, in eval mode.
+
+    Args:
+        model: Any network that ``torch.export`` accepts; it is left as it is.
+        example: An input, features (batch, frames, num_mel_bins) for instance. Widths must not depend on it.
+
+    Raises:
+        ModelError: If the network cannot be exported.
+    """
+    names = tensor_names(model)
+    labels = Labels()
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    births = {
+        name: tuple(Channels(labels.new(n), np.ones(n, dtype=np.bool_)) for n in tensor.shape)
+        for name, tensor in tensors.items()
+    }
+    graph, placeholders = aten_graph(model, example)
+    refusals: list[str] = []
+    values: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.name in placeholders:
+            name = names[placeholders[node.name]]
+            values[node] = Value(tuple(tensors[name].shape), births[name], constant=True)
+        elif node.op == "call_function":
+            values[node] = call(node, values, labels, refusals)
+        elif node.op == "output":
+            for result in node.all_input_nodes:
+                freeze_all(labels, values[result].axes, "it is an output of the network")
+        else:
+            values[node] = like(node, constant=node.op == "get_attr" or "lifted" in node.name)
+    used = {names[placeholders[node.name]] for node in graph.nodes if node.users and node.name in placeholders}
+    for name in births.keys() - used:
+        freeze_all(labels, births[name], "the traced forward pass does not use it")
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    aliases: defaultdict[str, list[str]] = defaultdict(list)
+    for alias, name in names.items():
+        if alias != name:
+            aliases[name].append(alias)
+    parameters = tuple(name for name, _ in model.named_parameters())
+    return ChannelGraph(
+        shapes=shapes,
+        parameters=parameters,
+        aliases={name: tuple(others) for name, others in aliases.items()},
+        all_groups=tuple(group_channels(labels, births, frozenset(parameters))),
+        refusals=tuple(refusals),
+    )
+
+
+def tensor_names(model: nn.Module) -> dict[str, str]:
+    """Map every name of a parameter or buffer to the first name of that tensor."""
+    first: dict[int, str] = {}
+    both = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in both}
+
+
+def aten_graph(model: nn.Module, example: Tensor) -> tuple[fx.Graph, dict[str, str]]:
+    """Export to ATen; return the graph and which placeholder is which parameter or buffer."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about torch's own tree specifications, and an LSTM's flat weights
+        try:
+            program = torch.export.export(copy.deepcopy(model).eval(), (example,), strict=False)
+            if any(getattr(getattr(n.target, "_schema", None), "is_mutable", False) for n in program.graph.nodes):
+                program = program.run_decompositions({})  # in-place operators become ordinary ones
+        except Exception as error:  # torch.export raises many unrelated kinds
+            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(f"{type(model).__name__} cannot be traced by torch.export: {line}") from error
+    signature = program.graph_signature
+    return program.graph, {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+
+
+def freeze_all(labels: Labels, axes: Iterable[Axis], reason: str) -> None:
+    """Freeze every channel of these axes."""
+    for axis in axes:
+        labels.freeze(axis, reason)
+
+
+def like(node: fx.Node, constant: bool) -> Any:
+    """The node's result without channels: a value, or a tuple of them."""
+    result = node.meta.get("val")
+    if isinstance(result, list | tuple):
+        return tuple(fixed(item.shape if isinstance(item, Tensor) else (), constant) for item in result)
+    return fixed(result.shape if isinstance(result, Tensor) else (), constant)
+
+
+def call(node: fx.Node, values: Mapping[fx.Node, Any], labels: Labels, refusals: list[str]) -> Any:
+    """Apply the rule of one operator call."""
+    if node.target is operator.getitem:
+        source: Any = values[node.args[0]]  # type: ignore[index]
+        return source[node.args[1]]
+    # Asked of the graph rather than the arguments: an operator without a schema may nest its tensors deeply.
+    operands = [item for used in node.all_input_nodes for item in as_tuple(values[used])]
+    constant = all(value.constant for value in operands)
+    if not any(value.has_channels for value in operands):
+        return like(node, constant)
+    schema = getattr(node.target, "_schema", None)
+    op = schema.name.removeprefix("aten::") if schema is not None else str(node.target)
+    arguments = (
+        named_arguments(node, values) if schema is not None else {str(i): value for i, value in enumerate(operands)}
+    )
+    results = node.meta.get("val")
+    first = results[0] if isinstance(results, list | tuple) and results else results
+    shape = tuple(int(size) for size in first.shape) if isinstance(first, Tensor) else ()
+    this = Call(op, module_path(node), arguments, shape, labels, refusals)
+    value = RULES.get(op, refuse_all)(this)
+    if isinstance(results, list | tuple):
+        return (value, *like(node, constant)[1:])
+    return value
+
+
+def as_tuple(value: Any) -> tuple[Value, ...]:
+    """One result or several, as a tuple."""
+    return value if isinstance(value, tuple) else (value,)
+
+
+def named_arguments(node: fx.Node, values: Mapping[fx.Node, Any]) -> dict[str, Any]:
+    """The arguments by the names of the operator's schema, with nodes replaced by their values."""
+    named: dict[str, Any] = {}
+    for i, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        given: Any = argument.default_value if argument.has_default_value() else None
+        if i < len(node.args):
+            given = node.args[i]
+        elif argument.name in node.kwargs:
+            given = node.kwargs[argument.name]
+        named[argument.name] = fx.node.map_arg(given, lambda used: values[used])
+    return named
+
+
+def module_path(node: fx.Node) -> str:
+    """Path of the innermost module whose forward made this node; empty for the network itself."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]).split("@")[0] if stack else ""
+
+
+def group_channels(
+    labels: Labels, births: Mapping[str, tuple[Channels, ...]], parameters: frozenset[str]
+) -> Iterator[ChannelGroup]:
+    """Gather the label classes, and put classes that own alike into one group."""
+    owned: defaultdict[int, dict[Carrier, list[int]]] = defaultdict(dict)  # class of labels -> what it owns
+    roles: dict[Place, Role] = {}
+    for name, axes in births.items():
+        for dim, axis in enumerate(axes):
+            for index, label in enumerate(axis.labels.tolist()):
+                carrier = ((name, dim), label in labels.leaky)
+                owned[labels.find(label)].setdefault(carrier, []).append(index)
+                if label in labels.produced:
+                    roles[name, dim] = Role.PRODUCER
+                elif label in labels.consumed:
+                    roles[name, dim] = Role.CONSUMER
+    alike: defaultdict[tuple[str | None, tuple[tuple[Carrier, int], ...]], list[int]] = defaultdict(list)
+    for root, indices in owned.items():
+        reason = labels.reason(root)
+        if reason is None or any(roles.get(place) is Role.PRODUCER for place, _ in indices):
+            alike[reason, tuple((carrier, len(mine)) for carrier, mine in indices.items())].append(root)
+    taken: defaultdict[str, int] = defaultdict(int)
+    for (reason, counts), roots in alike.items():
+        carriers = [carrier for carrier, _ in counts]
+        made = maker(carriers, roles)
+        roots.sort(key=lambda root: owned[root][made][0])
+        name = made[0][0].removesuffix(".weight")
+        taken[name] += 1
+        members = tuple(
+            Member(
+                name=place[0],
+                dim=place[1],
+                role=roles.get(place, Role.POINTWISE),
+                indices=tuple(tuple(owned[root][place, leaky]) for root in roots),
+                leaky=leaky,
+            )
+            for place, leaky in carriers
+        )
+        yield ChannelGroup(
+            name=name if taken[name] == 1 else f"{name}#{taken[name]}",
+            members=members,
+            width=len(roots),
+            parameters_per_channel=parameters_of_channel(members, births, parameters),
+            frozen=reason,
+        )
+
+
+def maker(carriers: list[Carrier], roles: Mapping[Place, Role]) -> Carrier:
+    """The weight that makes the channels, or failing that, the first tensor that carries them."""
+    return next((carrier for carrier in carriers if roles.get(carrier[0]) is Role.PRODUCER), carriers[0])
+
+
+def parameters_of_channel(
+    members: Iterable[Member], births: Mapping[str, tuple[Channels, ...]], parameters: frozenset[str]
+) -> int:
+    """Parameters that go with the first channel of the group."""
+    dropped: defaultdict[str, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))
+    for member in members:
+        dropped[member.name][member.dim] += len(member.indices[0])
+    total = 0
+    for name in dropped.keys() & parameters:
+        sizes = [len(axis.labels) for axis in births[name]]
+        left = [size - dropped[name][dim] for dim, size in enumerate(sizes)]
+        total += int(np.prod(sizes)) - int(np.prod(left))
+    return total

@@ -1,0 +1,515 @@
+"""How each operator passes channels on: an allow-list, one rule per ATen operator.
+
+A rule reads the labels of the operands, unites or freezes them, and returns the labels of the result. An
+operator without a rule freezes every channel that enters it and says so: nothing is guessed. To support
+another operator, write its rule and add it to ``RULES``.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from compress.surgery.labels import FIXED, Axis, BoolArray, Channels, Labels, Value, fixed
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One operator call of the traced graph.
+
+    Attributes:
+        op: Name of the ATen operator, without overload.
+        where: Path of the module that made the call.
+        arguments: The operator's arguments by the names of its schema, defaults included.
+        shape: Shape of the (first) result.
+        labels: The labels of the whole network.
+        refusals: Collects why channels were frozen, for the user to read.
+    """
+
+    op: str
+    where: str
+    arguments: Mapping[str, Any]
+    shape: tuple[int, ...]
+    labels: Labels
+    refusals: list[str]
+
+    @property
+    def operands(self) -> list[Value]:
+        """Every tensor operand, those in lists included."""
+        found: list[Value] = []
+        for argument in self.arguments.values():
+            items = argument if isinstance(argument, list | tuple) else [argument]
+            found.extend(item for item in items if isinstance(item, Value))
+        return found
+
+    @property
+    def constant(self) -> bool:
+        """Whether no operand depends on the network's input."""
+        return all(value.constant for value in self.operands)
+
+    def refuse(self, axes: Iterable[Axis], why: str) -> None:
+        """Freeze these axes, and record why if that froze a channel."""
+        reason = f"{self.where or 'the network'}: {self.op} {why}"
+        for axis in axes:
+            if axis is not None:
+                self.labels.freeze(axis, reason)
+                if reason not in self.refusals:
+                    self.refusals.append(reason)
+
+    def result(self, axes: Iterable[Axis]) -> Value:
+        """The result of the call, with these axes."""
+        return Value(self.shape, tuple(axes), self.constant)
+
+
+Rule: TypeAlias = Callable[[Call], Value]
+
+
+# ---------------------------------------------------------------------------------------------- helpers
+
+
+def position(dim: int, ndim: int) -> int:
+    """A dimension counted from the front."""
+    return dim % ndim if ndim else 0
+
+
+def refuse_all(call: Call, why: str = "has no removal rule") -> Value:
+    """Freeze every channel that enters the call."""
+    call.refuse((axis for value in call.operands for axis in value.axes), why)
+    return fixed(call.shape, call.constant)
+
+
+def couple(call: Call, axes: Sequence[Axis]) -> list[Channels]:
+    """Unite axes that meet index by index; a meeting with an axis without channels freezes the others."""
+    live = [axis for axis in axes if axis is not None]
+    if len(live) < len(axes):
+        call.refuse(live, "joins it with a tensor of fixed width")
+        return []
+    for other in live[1:]:
+        call.labels.unite(live[0].labels, other.labels, f"{call.where}: {call.op} joins it with a fixed width")
+    return live
+
+
+def contract(call: Call, read: Axis, columns: Axis) -> None:
+    """A weighted sum: the columns of a weight read the channels of an activation."""
+    if read is None:  # the network's input, or what is left of frozen channels
+        call.labels.freeze(columns, f"{call.where} reads a tensor of fixed width")
+        return
+    live = couple(call, [read, columns])
+    if live:
+        labels = live[1].labels.tolist()
+        call.labels.consumed.update(labels)
+        call.labels.leaky.update(label for label, zero in zip(labels, read.zero, strict=True) if not zero)
+
+
+def produce(call: Call, rows: Axis, bias: Value | None) -> Axis:
+    """The channels that a weight's rows and its bias make."""
+    if rows is not None:
+        call.labels.produced.update(rows.labels.tolist())
+    if bias is None:
+        return rows
+    live = couple(call, [rows, bias.axes[0]])
+    return live[0].with_zero(live[0].zero & live[1].zero) if live else None
+
+
+def bystander(axis: Axis, bias: Value | None) -> Axis:
+    """An axis that a weighted sum leaves alone; a bias is added to its masked channels too."""
+    return axis if axis is None or bias is None else axis.with_zero(False)
+
+
+# ------------------------------------------------------------------------------------- weighted sums
+
+
+def convolution(call: Call) -> Value:
+    """conv1d, conv2d, conv3d: dense, or depthwise with one filter per channel."""
+    x, weight, bias = call.arguments["input"], call.arguments["weight"], call.arguments["bias"]
+    groups, kernel = call.arguments["groups"], weight.axes[2:]
+    if not weight.constant:
+        return refuse_all(call, "has a computed weight")
+    at = len(x.shape) - len(kernel) - 1
+    call.refuse(x.axes[at + 1 :], "slides along the channels")
+    for axis in kernel:
+        call.labels.freeze(axis, "it is a kernel axis")
+    if groups == 1:
+        contract(call, x.axes[at], weight.axes[1])
+        made = produce(call, weight.axes[0], bias)
+    elif groups == weight.shape[0] and weight.shape[1] == 1:
+        call.labels.freeze(weight.axes[1], "it is the single input of a depthwise filter")
+        live = couple(call, [x.axes[at], weight.axes[0]] + ([] if bias is None else [bias.axes[0]]))
+        made = live[0].with_zero(True if bias is None else live[2].zero) if live else None
+    else:
+        return refuse_all(call, f"with {groups} groups has no removal rule")
+    return call.result([*(bystander(axis, bias) for axis in x.axes[:at]), made, *(None for _ in kernel)])
+
+
+def linear(call: Call) -> Value:
+    """linear: x @ weight.T + bias."""
+    x, weight, bias = call.arguments["input"], call.arguments["weight"], call.arguments["bias"]
+    if not weight.constant or len(weight.shape) != 2:
+        return refuse_all(call, "has a computed weight")
+    contract(call, x.axes[-1], weight.axes[1])
+    made = produce(call, weight.axes[0], bias)
+    return call.result([*(bystander(axis, bias) for axis in x.axes[:-1]), made])
+
+
+def matmul(call: Call) -> Value:
+    """matmul, mm, bmm: with a constant matrix on the right (a weight, pooling over segments), or in general."""
+    left, right = call.arguments["self"], call.arguments.get("other", call.arguments.get("mat2"))
+    if len(left.shape) < 2 or len(right.shape) < 2:
+        return refuse_all(call, "with a vector has no removal rule")
+    if right.constant and not left.constant and len(right.shape) == 2:
+        contract(call, left.axes[-1], right.axes[0])
+        return call.result([*left.axes[:-1], produce(call, right.axes[1], None)])
+    call.refuse([left.axes[-1], right.axes[-2]], "sums over the channels of two activations")
+    batch = len(call.shape) - 2
+    lead = [Value(value.shape[:-2], value.axes[:-2]) for value in (left, right)]
+    axes = [broadcast(call, lead, i, call.shape[:batch], either_zero) for i in range(batch)]
+    return call.result([*axes, left.axes[-2], right.axes[-1]])
+
+
+def batch_norm(call: Call) -> Value:
+    """batch_norm: scale and offset per channel, on axis 1."""
+    x = call.arguments["input"]
+    vectors = [call.arguments[name] for name in ("weight", "bias", "running_mean", "running_var")]
+    live = couple(call, [x.axes[1], *(vector.axes[0] for vector in vectors if vector is not None)])
+    axes = list(x.axes)
+    if live:
+        affine = vectors[0] is not None and vectors[1] is not None  # masked: scale and offset are both zero
+        axes[1] = live[0].with_zero(True if affine else live[0].zero)
+    else:
+        axes[1] = None
+    return call.result(axis if i == 1 else bystander(axis, x) for i, axis in enumerate(axes))
+
+
+# --------------------------------------------------------------------------------- element by element
+
+ZeroRule: TypeAlias = Callable[[Sequence[Channels | None]], BoolArray | bool]
+
+
+def either_zero(parts: Sequence[Channels | None]) -> BoolArray:
+    """A product is zero where any factor is."""
+    zero: BoolArray = np.any([part.zero for part in parts if part is not None], axis=0)
+    return zero
+
+
+def all_zero(parts: Sequence[Channels | None]) -> BoolArray | bool:
+    """A sum is sure to be zero only where every term is a masked channel."""
+    zeros = [part.zero for part in parts if part is not None]
+    zero: BoolArray = np.all(zeros, axis=0)
+    return zero if len(zeros) == len(parts) else False
+
+
+def never_zero(parts: Sequence[Channels | None]) -> bool:
+    """Nothing is known of the result."""
+    return False
+
+
+def broadcast(call: Call, values: Sequence[Value], axis: int, shape: Sequence[int], zero: ZeroRule) -> Axis:
+    """Join one axis of the result from the operands that have it at full size."""
+    parts: list[Axis] = []
+    absent = 0
+    for value in values:
+        i = axis - (len(shape) - len(value.shape))
+        if i >= 0 and value.shape[i] == shape[axis]:
+            parts.append(value.axes[i])
+            continue
+        absent += 1
+        if i >= 0:
+            call.labels.freeze(value.axes[i], f"{call.where}: {call.op} repeats its one channel")
+    live = couple(call, parts)
+    return live[0].with_zero(zero([*live, *[None] * absent])) if live else None
+
+
+def elementwise(zero: ZeroRule, scalars_matter: bool = True) -> Rule:
+    """A rule that joins broadcast operands; ``zero`` tells when a masked channel stays zero."""
+
+    def rule(call: Call) -> Value:
+        values = call.operands
+        numbers = [a for a in call.arguments.values() if isinstance(a, int | float)] if scalars_matter else []
+        if len(values) == 1 and numbers:
+            values = [*values, fixed(())]
+        return call.result(broadcast(call, values, i, call.shape, zero) for i in range(len(call.shape)))
+
+    return rule
+
+
+def unary(zero: bool) -> Rule:
+    """A function of each element; ``zero`` tells whether it maps zero to zero."""
+
+    def rule(call: Call) -> Value:
+        x = call.operands[0]
+        return call.result(axis if axis is None or zero else axis.with_zero(False) for axis in x.axes)
+
+    return rule
+
+
+def never_of_zero(call: Call) -> Value:
+    """Logarithm, reciprocal: at a masked channel they would be infinite."""
+    x = call.operands[0]
+    call.refuse((axis for axis in x.axes if axis is not None and axis.zero.any()), "of a removed channel is infinite")
+    return unary(False)(call)
+
+
+def power(call: Call) -> Value:
+    """pow: with a constant exponent."""
+    exponent = call.arguments["exponent"]
+    if isinstance(exponent, Value) or not isinstance(call.arguments["self"], Value):
+        return refuse_all(call, "with a computed exponent has no removal rule")
+    return unary(True)(call) if exponent > 0 else never_of_zero(call)
+
+
+def divide(call: Call) -> Value:
+    """div: zero over something stays zero, something over zero is refused."""
+    above, below = call.arguments["self"], call.arguments["other"]
+    if not isinstance(below, Value):
+        return unary(True)(call)
+    call.refuse(
+        (axis for axis in below.axes if axis is not None and axis.zero.any()), "by a removed channel is infinite"
+    )
+    if not isinstance(above, Value):
+        return elementwise(never_zero)(call)
+    hidden = Value(below.shape, tuple(axis and axis.with_zero(False) for axis in below.axes))
+    return call.result(broadcast(call, [above, hidden], i, call.shape, either_zero) for i in range(len(call.shape)))
+
+
+def prelu(call: Call) -> Value:
+    """prelu: one slope for all, or one per channel on axis 1."""
+    x, slope = call.arguments["self"], call.arguments["weight"]
+    if prod(slope.shape) == 1 and x.shape[1] != 1:
+        call.refuse(slope.axes, "has one slope for all channels")
+        return call.result(x.axes)
+    live = couple(call, [x.axes[1], slope.axes[0]])
+    return call.result([x.axes[0], live[0] if live else None, *x.axes[2:]])
+
+
+# --------------------------------------------------------------------------- reductions and windows
+
+
+def reduction(call: Call) -> Value:
+    """mean, sum, std, ...: over axes without channels; of zeros they are all zero."""
+    x, ndim = call.arguments["self"], len(call.arguments["self"].shape)
+    dim = call.arguments.get("dim")
+    if isinstance(dim, int):
+        dim = [dim]
+    over = {position(d, ndim) for d in dim} if dim else set(range(ndim))
+    call.refuse((x.axes[d] for d in over), "sums over the channels")
+    if len(call.shape) == ndim:
+        return call.result(None if d in over else axis for d, axis in enumerate(x.axes))
+    return call.result(axis for d, axis in enumerate(x.axes) if d not in over)
+
+
+def softmax(call: Call) -> Value:
+    """softmax: over an axis without channels."""
+    x = call.arguments["self"]
+    over = position(call.arguments["dim"], len(x.shape))
+    call.refuse([x.axes[over]], "normalises over the channels")
+    return call.result(None if d == over or axis is None else axis.with_zero(False) for d, axis in enumerate(x.axes))
+
+
+def window(spatial: int) -> Rule:
+    """Pooling over the last ``spatial`` axes."""
+
+    def rule(call: Call) -> Value:
+        x = call.arguments["self"]
+        call.refuse(x.axes[-spatial:], "slides along the channels")
+        return call.result([*x.axes[:-spatial], *[None] * spatial])
+
+    return rule
+
+
+def pad(call: Call) -> Value:
+    """constant_pad_nd, pad: on axes without channels."""
+    x, amounts = call.arguments["self"], call.arguments["pad"]
+    keeps_zero = call.arguments.get("value") in (None, 0)
+    axes = list(x.axes)
+    for i in range(len(amounts) // 2):
+        if amounts[2 * i] or amounts[2 * i + 1]:
+            call.refuse([axes[-1 - i]], "pads the channels")
+            axes[-1 - i] = None
+    return call.result(axis if axis is None or keeps_zero else axis.with_zero(False) for axis in axes)
+
+
+# ------------------------------------------------------------------------------------ moving data about
+
+
+def concatenate(call: Call) -> Value:
+    """cat: end to end along one axis, index by index along the others."""
+    values: list[Value] = list(call.arguments["tensors"])
+    along = position(call.arguments["dim"], len(call.shape))
+    axes: list[Axis] = []
+    for d in range(len(call.shape)):
+        parts = [value.axes[d] for value in values]
+        if d != along:
+            live = couple(call, parts)
+            axes.append(live[0].with_zero(all_zero(live)) if live else None)
+        elif all(part is None for part in parts):
+            axes.append(None)
+        else:
+            filled = [part or no_channels(value.shape[d]) for part, value in zip(parts, values, strict=True)]
+            axes.append(Channels(np.concatenate([p.labels for p in filled]), np.concatenate([p.zero for p in filled])))
+    return call.result(axes)
+
+
+def no_channels(count: int) -> Channels:
+    """Indices that can never be removed, beside others that can."""
+    return Channels(np.full(count, FIXED, dtype=np.int64), np.zeros(count, dtype=np.bool_))
+
+
+def stack(call: Call) -> Value:
+    """stack: index by index, with a new axis."""
+    values: list[Value] = list(call.arguments["tensors"])
+    new = position(call.arguments["dim"], len(call.shape))
+    axes: list[Axis] = []
+    for d in range(len(call.shape) - 1):
+        live = couple(call, [value.axes[d] for value in values])
+        axes.append(live[0].with_zero(all_zero(live)) if live else None)
+    axes.insert(new, None)
+    return call.result(axes)
+
+
+def take_slice(call: Call) -> Value:
+    """slice: along an axis without channels, or all of it (a cut at a fixed index would move)."""
+    x = call.arguments["self"]
+    along = position(call.arguments["dim"], len(x.shape))
+    if call.shape[along] == x.shape[along] and call.arguments["step"] == 1:
+        return call.result(x.axes)
+    call.refuse([x.axes[along]], "cuts the channels at a fixed index")
+    return call.result(None if d == along else axis for d, axis in enumerate(x.axes))
+
+
+def select(call: Call) -> Value:
+    """select: one index of an axis without channels."""
+    x = call.arguments["self"]
+    along = position(call.arguments["dim"], len(x.shape))
+    call.refuse([x.axes[along]], "picks a channel by its index")
+    return call.result(axis for d, axis in enumerate(x.axes) if d != along)
+
+
+def permute(call: Call) -> Value:
+    """permute: any order of the axes."""
+    x = call.arguments["self"]
+    return call.result(x.axes[position(d, len(x.shape))] for d in call.arguments["dims"])
+
+
+def transpose(call: Call) -> Value:
+    """transpose, t: two axes change places."""
+    x = call.arguments["self"]
+    axes, ndim = list(x.axes), len(x.shape)
+    if ndim >= 2:
+        i, j = position(call.arguments.get("dim0", 0), ndim), position(call.arguments.get("dim1", 1), ndim)
+        axes[i], axes[j] = axes[j], axes[i]
+    return call.result(axes)
+
+
+def expand(call: Call) -> Value:
+    """expand, expand_as: axes of size one are repeated."""
+    return call.result(broadcast(call, [call.operands[0]], i, call.shape, all_zero) for i in range(len(call.shape)))
+
+
+def reshape(call: Call) -> Value:
+    """view, reshape, flatten, squeeze, ...: axes are merged or split in blocks of equal size."""
+    x = call.operands[0]
+    axes: list[Axis] = [None] * len(call.shape)
+    for sources, targets in blocks(x.shape, call.shape):
+        live = [i for i in sources if x.axes[i] is not None]
+        if len(live) == 1:
+            merged = merge_block(x, sources, live[0])
+            split = split_block(call, merged, [call.shape[j] for j in targets])
+            if split is not None:
+                axes[targets[split[0]]] = split[1]
+                continue
+        call.refuse((x.axes[i] for i in live), "mixes the channels with another axis")
+    # An axis of one channel has no place in a block: nothing tells where it went.
+    for axis, size in zip(x.axes, x.shape, strict=True):
+        if size == 1:
+            call.labels.freeze(axis, f"{call.where}: {call.op} moves its one channel")
+    return call.result(axes)
+
+
+def blocks(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Pair the shortest runs of axes with the same number of elements, axes of size one left out."""
+    left = [i for i, size in enumerate(source) if size != 1]
+    right = [j for j, size in enumerate(target) if size != 1]
+    found: list[tuple[list[int], list[int]]] = []
+    while left and right:
+        run: tuple[list[int], list[int]] = ([left.pop(0)], [right.pop(0)])
+        while (a := prod(source[i] for i in run[0])) != (b := prod(target[j] for j in run[1])):
+            (run[0] if a < b else run[1]).append((left if a < b else right).pop(0))
+        found.append(run)
+    return found
+
+
+def merge_block(x: Value, sources: Sequence[int], live: int) -> Channels:
+    """Flatten a block of axes, of which one holds channels: its labels are repeated and tiled."""
+    axis = x.axes[live]
+    assert axis is not None
+    before = prod(x.shape[i] for i in sources if i < live)
+    after = prod(x.shape[i] for i in sources if i > live)
+    return axis.take(np.tile(np.repeat(np.arange(x.shape[live]), after), before))
+
+
+def split_block(call: Call, merged: Channels, sizes: Sequence[int]) -> tuple[int, Channels] | None:
+    """Unflatten a block: the axis that holds the channels and its labels, or None if no single axis does."""
+    roots = np.array([call.labels.find(label) for label in merged.labels.tolist()]).reshape(sizes)
+    index = np.arange(len(merged.labels)).reshape(sizes)
+    for d, size in enumerate(sizes):
+        lines = np.moveaxis(roots, d, 0).reshape(size, -1)
+        if (lines == lines[:, :1]).all():
+            members = np.moveaxis(index, d, 0).reshape(size, -1)
+            zero: BoolArray = np.all(merged.zero[members], axis=1)
+            return d, merged.take(members[:, 0]).with_zero(zero)
+    return None
+
+
+def nothing(call: Call) -> Value:
+    """An assertion that export adds, or a new tensor of given size: the channels' values do not matter."""
+    return fixed(call.shape, constant=True)
+
+
+# ------------------------------------------------------------------------------------------- the table
+
+
+def table(rule: Rule, *names: str) -> dict[str, Rule]:
+    """One rule for several operators."""
+    return dict.fromkeys(names, rule)
+
+
+RULES: dict[str, Rule] = {
+    **table(convolution, "conv1d", "conv2d", "conv3d"),
+    **table(linear, "linear"),
+    **table(matmul, "matmul", "mm", "bmm"),
+    **table(batch_norm, "batch_norm", "_native_batch_norm_legit_no_training"),
+    **table(elementwise(all_zero), "add", "sub", "rsub", "where", "maximum", "minimum"),
+    **table(elementwise(either_zero, scalars_matter=False), "mul"),
+    **table(elementwise(never_zero), "eq", "ne", "gt", "ge", "lt", "le", "masked_fill", "logical_and", "logical_or"),
+    **table(divide, "div"),
+    **table(power, "pow"),
+    **table(prelu, "prelu"),
+    **table(
+        unary(True),
+        *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "hardswish"),
+        *("abs", "neg", "sqrt", "square", "sin", "erf", "dropout", "feature_dropout", "sign", "zeros_like"),
+        *("to", "_to_copy", "type_as", "clone", "contiguous", "detach", "alias", "lift_fresh_copy"),
+    ),
+    **table(
+        unary(False),
+        *("sigmoid", "hardsigmoid", "softplus", "exp", "cos", "clamp", "clamp_min", "clamp_max", "hardtanh"),
+        *("logical_not", "ones_like", "full_like", "log_sigmoid"),
+    ),
+    **table(never_of_zero, "log", "log10", "log2", "rsqrt", "reciprocal"),
+    **table(reduction, "mean", "sum", "std", "var", "amax", "amin", "linalg_vector_norm"),
+    **table(softmax, "softmax", "_softmax", "log_softmax"),
+    **table(window(1), "avg_pool1d", "max_pool1d", "adaptive_avg_pool1d"),
+    **table(window(2), "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d"),
+    **table(pad, "constant_pad_nd", "pad"),
+    **table(concatenate, "cat"),
+    **table(stack, "stack"),
+    **table(take_slice, "slice"),
+    **table(select, "select"),
+    **table(permute, "permute"),
+    **table(transpose, "transpose", "t"),
+    **table(expand, "expand", "expand_as"),
+    **table(reshape, "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as"),
+    **table(nothing, "_assert_tensor_metadata", "new_zeros", "new_ones", "new_full", "new_empty"),
+}

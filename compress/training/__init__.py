@@ -1,0 +1,1 @@
+"""Training a speaker-embedding network from a data folder."""

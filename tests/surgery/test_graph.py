@@ -1,0 +1,163 @@
+"""Tracing: which channels are coupled, which are frozen, and why."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress.errors import ModelError, SettingError
+from compress.surgery import Role, count_parameters, parameters_after, trace
+
+
+def test_campplus_freezes_nothing_but_the_embedding(campplus) -> None:
+    frozen = campplus.graph.frozen_groups()
+    assert [(group.name, group.width) for group in frozen] == [("xvector.dense.linear", 192)]
+    assert frozen[0].frozen == "it is an output of the network"
+    assert campplus.graph.refusals == ()
+
+
+def test_campplus_couples_the_growth_channels_with_their_gate(campplus) -> None:
+    group = next(g for g in campplus.graph.groups() if g.name == "xvector.block1.tdnnd1.cam_layer.linear_local")
+    producers = {member.name for member in group.members if member.role is Role.PRODUCER}
+    layer = "xvector.block1.tdnnd1.cam_layer"
+    assert producers == {f"{layer}.linear_local.weight", f"{layer}.linear2.weight"}
+    assert group.width == 16
+
+
+def test_a_channel_of_the_campplus_front_owns_a_column_per_mel_bin(campplus) -> None:
+    group = next(g for g in campplus.graph.groups() if g.name == "head.conv2")
+    reader = next(m for m in group.members if m.name == "xvector.tdnn.linear.weight")
+    assert reader.indices[3] == tuple(range(30, 40))
+
+
+def test_pooled_statistics_take_the_same_columns_of_both_halves(zoo) -> None:
+    group = next(g for g in zoo["image"].graph.groups() if g.name == "body.conv2")
+    reader = next(m for m in group.members if m.name == "embedding.weight")
+    assert reader.indices[1] == (4, 5, 6, 7, 132, 133, 134, 135)
+
+
+def test_a_column_behind_an_offset_is_leaky(zoo) -> None:
+    group = next(g for g in zoo["image with eps"].graph.groups() if g.name == "body.conv2")
+    readers = {m.leaky: m.indices[0] for m in group.members if m.name == "embedding.weight"}
+    assert readers == {False: (0, 1, 2, 3), True: (128, 129, 130, 131)}
+
+
+def test_residual_and_shortcut_are_one_group(zoo) -> None:
+    group = next(g for g in zoo["image"].graph.groups() if g.name == "body.conv2")
+    assert {m.name for m in group.members if m.role is Role.PRODUCER} == {"body.conv2.weight", "body.shortcut.weight"}
+
+
+def test_a_tied_parameter_is_listed_once_with_its_other_name(zoo) -> None:
+    graph = zoo["tied"].graph
+    assert graph.aliases == {"body.left.weight": ("body.right.weight",)}
+    assert "body.right.weight" not in graph.shapes
+
+
+def test_parameters_per_channel_is_what_one_channel_costs(zoo) -> None:
+    for network in zoo.values():
+        before = count_parameters(network.model)
+        for group in network.graph.groups():
+            assert before - parameters_after(network.graph, {group.name: [0]}) == group.parameters_per_channel
+
+
+class WithOddOp(nn.Module):
+    """One branch goes through an operator that has no rule."""
+
+    def __init__(self, op: nn.Module) -> None:
+        super().__init__()
+        self.known = nn.Linear(8, 16)
+        self.entering = nn.Linear(16, 16)
+        self.odd = op
+        self.out = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.out(self.odd(self.entering(torch.relu(self.known(x)))))
+        return y
+
+
+class Roll(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.roll(x, 1, -1)
+
+
+class Half(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.cat([x[..., :8], x[..., :8]], dim=-1)
+
+
+class Log(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.log(x.relu())
+
+
+class Normalised(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("op", "reason"),
+    [
+        (nn.LayerNorm(16), "odd: layer_norm has no removal rule"),
+        (Roll(), "odd: roll has no removal rule"),
+        (Half(), "odd: slice cuts the channels at a fixed index"),
+        (Log(), "odd: log of a removed channel is infinite"),
+        (Normalised(), "odd: sum sums over the channels"),
+        (nn.Softmax(-1), "odd: softmax normalises over the channels"),
+        (nn.Unflatten(-1, (4, 4)), None),
+    ],
+)
+def test_an_operator_outside_the_list_freezes_what_enters_it_and_is_named(op: nn.Module, reason: str | None) -> None:
+    graph = trace(WithOddOp(nn.Sequential(op, nn.Flatten(2)) if reason is None else op), torch.randn(2, 5, 8))
+    assert [group.name for group in graph.groups()] == ["known"]
+    reasons = {group.name: group.frozen for group in graph.frozen_groups()}
+    assert reasons.keys() == {"entering", "out"}
+    if reason is not None:
+        assert reasons["entering"] == reason
+        assert reason in graph.refusals
+
+
+def test_a_fixed_tensor_added_to_channels_freezes_them() -> None:
+    class Positions(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.arange(16.0)
+
+    graph = trace(WithOddOp(Positions()), torch.randn(2, 5, 8))
+    assert "odd: add joins it with a tensor of fixed width" in graph.refusals
+
+
+def test_a_parameter_that_is_never_used_is_frozen() -> None:
+    model = WithOddOp(nn.Identity())
+    model.idle = nn.Linear(16, 16)
+    assert [group.name for group in trace(model, torch.randn(2, 5, 8)).groups()] == ["known", "entering"]
+
+
+def test_tracing_changes_nothing(zoo) -> None:
+    model = zoo["tdnn"].model.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    trace(model, torch.randn(2, 40, 8))
+    assert model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    model.eval()
+
+
+def test_a_network_that_cannot_be_exported_is_named() -> None:
+    class DataDependent(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ModelError, match=r"DataDependent cannot be traced by torch\.export"):
+        trace(DataDependent(), torch.randn(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("channels", "message"),
+    [
+        ({"body.9": [0]}, r"no channel group is called 'body\.9'"),
+        ({"embedding": [0]}, "embedding: channels cannot be removed: it is an output of the network"),
+        ({"body.0": [24]}, r"body\.0: channels are numbered 0\.\.23, got 24"),
+        ({"body.0": range(24)}, r"body\.0: all 24 channels would be removed"),
+    ],
+)
+def test_a_wrong_removal_is_refused(zoo, channels, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        zoo["tdnn"].graph.removed_indices(channels)
