@@ -218,7 +218,9 @@ class Artifact:
         weights = architecture(str(source)).weights
         if weights is None:
             known = [name for name, entry in ARCHITECTURES.items() if entry.weights]
-            raise SettingError(f"{source} has no embedded weights; give a checkpoint. With weights: {', '.join(known)}.")
+            raise SettingError(
+                f"{source} has no embedded weights; give a checkpoint. With weights: {', '.join(known)}."
+            )
         return cls.load(weights)
 
     @classmethod
@@ -340,6 +342,14 @@ class Artifact:
         """Append to the history; what was measured on the parent does not hold any more."""
         return replace(self, history=(*self.history, step), threshold=None, golden={}, metrics={})
 
+    def _pruned_shapes(self) -> dict[str, list[int]]:
+        """Shapes of the tensors that differ from those of the network as it is built; all of a foreign network's."""
+        if self.model is None:
+            return {}
+        built = architecture(self.arch).build(**self.arguments).state_dict() if self.arch else {}
+        state = self.model.state_dict()
+        return {name: list(t.shape) for name, t in state.items() if name not in built or built[name].shape != t.shape}
+
     def _record(self) -> dict[str, Any]:
         files = {
             name: {"size_bytes": len(data), "sha256": sha256_of(data)} for name, data in sorted(self.payload.items())
@@ -355,9 +365,7 @@ class Artifact:
                 "embedding_size": self.embedding_size,
                 "params": self.params,
                 "macs": self.macs,
-                "shapes": {name: list(value.shape) for name, value in self.model.state_dict().items()}
-                if self.model is not None
-                else None,
+                "pruned_shapes": self._pruned_shapes(),
             },
             "front_end": asdict(self.front_end),
             "threshold": asdict(self.threshold) if self.threshold else None,

@@ -96,7 +96,9 @@ def _disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise MachineError(f"disk full while writing {path}. Free some space and run again with --resume.") from error
+            raise MachineError(
+                f"disk full while writing {path}. Free some space and run again with --resume."
+            ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
             raise MachineError(f"{path} cannot be written ({error.strerror}). Choose another --out folder.") from error
         raise

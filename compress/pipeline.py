@@ -1,7 +1,7 @@
 """A run: passes in order, each followed by evaluation, resumable at any point, ending with the table.
 
-    runs/<name>/NN-<pass>/     the artifact of each step; ``step.json`` says what made it, ``embeddings-<runtime>.npy``
-                               is kept for the report
+runs/<name>/NN-<pass>/     the artifact of each step; ``step.json`` says what made it, ``embeddings-<runtime>.npy``
+                           is kept for the report
 """
 
 import hashlib
@@ -402,7 +402,9 @@ def claim_folder(folder: Path, resume: bool) -> None:
         if not (folder / MARKER).is_file():
             raise InputError(f"{folder} is not empty and not a run. Choose another --out folder.")
         if not resume:
-            raise InputError(f"{folder} holds a run already. Go on with it by --resume, or choose another --out folder.")
+            raise InputError(
+                f"{folder} holds a run already. Go on with it by --resume, or choose another --out folder."
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -53,7 +53,18 @@ FIELDS = (
     "artifact",
 )
 
-COLUMNS = ("variant", "runtime", "precision", "params", "size", "EER (95 %)", "flips", "latency p50", "speed-up", "status")
+COLUMNS = (
+    "variant",
+    "runtime",
+    "precision",
+    "params",
+    "size",
+    "EER (95 %)",
+    "flips",
+    "latency p50",
+    "speed-up",
+    "status",
+)
 
 
 def row(**figures: Any) -> dict[str, Any]:

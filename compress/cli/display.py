@@ -59,7 +59,9 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     console.print(shown)
     for figures in rows:
         if figures["reason"]:
-            console.print(f"\n{figures['variant']} {figures['status']}: {figures['reason']}", markup=False, highlight=False)
+            console.print(
+                f"\n{figures['variant']} {figures['status']}: {figures['reason']}", markup=False, highlight=False
+            )
         if figures["command"]:
             folder = (figures["artifact"] or {}).get("folder", "the artifact folder")
             console.print(f"In {folder} on the target run:", markup=False, highlight=False)

@@ -52,7 +52,9 @@ def eval_command(model: str, data: str | None, trials: str | None, arch: str | N
 @click.command("bench")
 @click.argument("models", nargs=-1, required=True)
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True)
-@click.option("--seconds", type=click.FloatRange(0.1, 600), default=LATENCY_SECONDS, show_default=True, help="Of audio.")
+@click.option(
+    "--seconds", type=click.FloatRange(0.1, 600), default=LATENCY_SECONDS, show_default=True, help="Of audio."
+)
 @click.option("--budget", type=click.FloatRange(0, 3600), default=5.0, show_default=True, help="Seconds per model.")
 @arch_option
 @json_option

@@ -11,7 +11,7 @@ from compress import __version__, machine
 from compress.models import ARCHITECTURES
 from compress.passes import passes
 
-EXTRAS = {"openvino": "the openvino pass", "tensorrt": "building engines here", "onnxsim": "an optional simplifier"}
+EXTRAS = {"openvino": "the openvino pass", "tensorrt": "building engines here"}
 
 
 @click.command("passes")

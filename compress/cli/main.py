@@ -91,4 +91,3 @@ def exit_code(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader, such as head, closed standard output
         sys.stderr.close()
         return DONE
-

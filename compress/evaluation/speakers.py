@@ -108,7 +108,9 @@ def measure(data: Verification, embeddings: Array, baseline: Array | None = None
     if baseline is not None:
         before = data.scores(baseline)
         rate_before, threshold_before = eer(labels, before)
-        cosines = (length_normalize(embeddings.astype(np.float64)) * length_normalize(baseline.astype(np.float64))).sum(1)
+        cosines = (length_normalize(embeddings.astype(np.float64)) * length_normalize(baseline.astype(np.float64))).sum(
+            1
+        )
         figures = {
             "decision_flips": decision_flips(before, threshold_before, scores, threshold),
             "cosine_mean": float(cosines.mean()),

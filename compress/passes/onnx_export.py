@@ -147,7 +147,11 @@ def _quiet() -> Iterator[None]:
     """Keep the exporter's progress prints and deprecation warnings off the user's terminal."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         logger.setLevel(logging.ERROR)
         try:

@@ -86,7 +86,9 @@ def count_quantized(model: "onnx.ModelProto") -> tuple[int, int]:
 
     def is_weight(name: str) -> bool:
         maker = made_by.get(name)
-        return name in weights or (maker is not None and maker.op_type == "DequantizeLinear" and maker.input[0] in weights)
+        return name in weights or (
+            maker is not None and maker.op_type == "DequantizeLinear" and maker.input[0] in weights
+        )
 
     weighted = [n for n in model.graph.node if n.op_type in WEIGHTED and is_weight(n.input[1])]
     return sum(node.input[1] in made_by for node in weighted), len(weighted)

@@ -51,6 +51,11 @@ class Entry:
         low, high = map(finite, self.row.get(f"{metric.field}_ci95") or (None, None))
         return None if low is None or high is None else (low, high)
 
+    def rise_interval(self, metric: Metric) -> tuple[float, float] | None:
+        """Paired 95 % interval of this row's error rate minus the baseline's; None where not measured."""
+        low, high = map(finite, self.row.get(f"{metric.field}_rise_ci95") or (None, None))
+        return None if low is None or high is None else (low, high)
+
 
 def entries_of(rows: Sequence[Row]) -> list[Entry]:
     """Number the variants in order and name the runtime where one variant has several rows."""

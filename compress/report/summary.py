@@ -39,10 +39,16 @@ def headline(entries: Sequence[Entry]) -> Entry | None:
 def difference_is_shown(entry: Entry, baseline: Entry, metric: Metric) -> bool | None:
     """Tell whether the two error rates differ by more than their intervals leave open.
 
+    The paired interval of the difference decides where it was measured: both rates come from the same trials, so it
+    is narrower than the rates' own intervals suggest.
+
     Returns:
-        False if an interval is wider than the difference or the two overlap; None if a figure or an
-        interval was not measured.
+        False if 0 lies in the interval of the difference; without one, if an interval is wider than the difference
+        or the two overlap. None if a figure or an interval was not measured.
     """
+    paired = entry.rise_interval(metric)
+    if paired is not None:
+        return not paired[0] <= 0 <= paired[1]
     rates = entry.error(metric), baseline.error(metric)
     ours, theirs = entry.interval(metric), baseline.interval(metric)
     if rates[0] is None or rates[1] is None or ours is None or theirs is None:
@@ -106,6 +112,10 @@ def _error_words(result: Entry, baseline: Entry, metric: Metric) -> str:
     shown = difference_is_shown(result, baseline, metric)
     if shown is None:
         return f"{change}; how certain that is was not measured"
+    paired = result.rise_interval(metric)
+    if paired is not None and verb != "stays at":
+        span = f"95 % interval of the difference {100 * paired[0]:+.2f} to {100 * paired[1]:+.2f} points"
+        return f"{change} ({span}{'' if shown else ', so these trials do not show a change'})"
     if shown:
         return f"{change}, more than the 95 % intervals leave to chance"
     intervals = [interval for interval in (baseline.interval(metric), result.interval(metric)) if interval is not None]

@@ -13,7 +13,16 @@ from compress.runners.torch_runner import TorchRunner
 
 RUNNERS: tuple[type[Runner], ...] = (TorchRunner, OnnxRuntimeRunner)
 
-__all__ = ["RUNNERS", "OnnxRuntimeRunner", "Runner", "TorchRunner", "golden_outputs", "load", "open_runner", "runners_for"]
+__all__ = [
+    "RUNNERS",
+    "OnnxRuntimeRunner",
+    "Runner",
+    "TorchRunner",
+    "golden_outputs",
+    "load",
+    "open_runner",
+    "runners_for",
+]
 
 
 def runners_for(format: Format) -> list[type[Runner]]:
@@ -28,7 +37,9 @@ def open_runner(artifact: Artifact, threads: int | None = None, device: str = "c
         MachineError: If there is none.
     """
     if artifact.deferred is not None:
-        raise MachineError(f"the artifact is not built yet: {artifact.deferred.reason} Then: {artifact.deferred.command}")
+        raise MachineError(
+            f"the artifact is not built yet: {artifact.deferred.reason} Then: {artifact.deferred.command}"
+        )
     usable = runners_for(artifact.format)
     if not usable:
         reasons = [f"{r.runtime}: {r.missing()}" for r in RUNNERS if r.format == artifact.format]

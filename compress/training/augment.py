@@ -58,7 +58,7 @@ def augment(
     if rng.random() < settings.p_room:
         crop = reverberated(crop, rng.uniform(*settings.rt60_s), rng)
     if noises and rng.random() < settings.p_noise:
-        noise = random_crop(noises[rng.integers(len(noises))], len(crop), 1.0, rng)
+        noise = random_crop(noises[int(rng.integers(len(noises)))], len(crop), 1.0, rng)
         crop = at_snr(crop, noise, rng.uniform(*settings.snr_db))
     elif rng.random() < settings.p_babble:
         talkers = rng.integers(len(speech), size=rng.integers(3, 6))
@@ -86,7 +86,8 @@ def reverberated(speech: Array, rt60_s: float, rng: np.random.Generator) -> Arra
     impulse *= rng.uniform(0.1, 0.6) / np.sqrt(np.sum(np.square(impulse)))
     impulse[: int(0.002 * 16000)] = 0.0
     impulse[0] = 1.0
-    return scipy.signal.fftconvolve(speech, impulse.astype(np.float32))[: len(speech)].astype(np.float32)
+    convolved: Array = scipy.signal.fftconvolve(speech, impulse.astype(np.float32)).astype(np.float32)
+    return convolved[: len(speech)]
 
 
 def filtered(speech: Array, rng: np.random.Generator) -> Array:

@@ -5,7 +5,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,32 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from compress.features import fbank_cmn
-from compress.training.augment import PCM, Augmentation, augment, random_crop
+from compress.training.augment import PCM, augment, random_crop
 from compress.training.loss import AAMSoftmax
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides how a network is trained, apart from the data."""
-
-    steps: int = 4800
-    batch_size: int = 32
-    crop_s: float = 1.5
-    final_steps: int = 600  # the last steps, on longer crops
-    final_crop_s: float = 3.0
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-5
-    warmup_steps: int = 200
-    weight_decay: float = 0.05
-    margin: float = 0.2
-    margin_steps: tuple[int, int] = (600, 2400)  # margin and scale grow linearly between these steps
-    scale: tuple[float, float] = (16.0, 32.0)
-    speeds: tuple[float, ...] = (1.0, 0.9, 1.1)  # each speed of a speaker is a class of its own
-    speeds_from_step: int = 1000  # before it, only the first speed: fewer classes make a quicker start
-    average_decay: float = 0.998  # of the exponential moving average of the weights
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    precision: str = "bf16"
-    seed: int = 1
+from compress.training.recipe import Recipe
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):
@@ -73,11 +49,13 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 class State:
     """Network, averaged network, classifier and optimizer: what a checkpoint holds."""
 
-    def __init__(self, model: nn.Module, embedding_size: int, num_classes: int, recipe: Recipe) -> None:
-        self.step = 0
-        self.model = model.train()
+    def __init__(
+        self, model: nn.Module, embedding_size: int, num_classes: int, recipe: Recipe, device: str = "cpu"
+    ) -> None:
+        self.step, self.device = 0, device
+        self.model = model.to(device).train()
         self.average = copy.deepcopy(model).eval()
-        self.classifier = AAMSoftmax(embedding_size, num_classes)
+        self.classifier = AAMSoftmax(embedding_size, num_classes).to(device)
         parameters = [*model.parameters(), *self.classifier.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
 
@@ -90,7 +68,7 @@ class State:
 
     def load(self, path: Path) -> None:
         """Read a checkpoint written by :meth:`save`."""
-        parts = torch.load(path, weights_only=True)
+        parts = torch.load(path, map_location=self.device, weights_only=True)
         self.step = parts.pop("step")
         for name, part in parts.items():
             getattr(self, name).load_state_dict(part)
@@ -138,9 +116,10 @@ def train(
 ) -> None:
     """Train from ``state.step`` to the end; checkpoints and ``train.jsonl`` are written to ``folder``.
 
-    Interrupting writes a checkpoint first, so nothing but the running step is lost.
+    A step that was interrupted half-way is repeated on resume.
     """
-    loader = DataLoader(crops, batch_size=None, sampler=range(state.step, recipe.steps), num_workers=1, prefetch_factor=4)  # type: ignore[arg-type]
+    steps = range(state.step, recipe.steps)
+    loader = DataLoader(crops, batch_size=None, sampler=steps, num_workers=1, prefetch_factor=4)
     checkpoint = folder / "checkpoint.pt"
     try:
         with (folder / "train.jsonl").open("a") as log:
@@ -158,7 +137,7 @@ def train(
                 if state.step % checkpoint_every == 0:
                     state.save(checkpoint)
     finally:
-        state.save(checkpoint)
+        state.save(checkpoint)  # an interrupt loses the running step at most
 
 
 def train_step(state: State, recipe: Recipe, features: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -168,11 +147,12 @@ def train_step(state: State, recipe: Recipe, features: Tensor, labels: Tensor) -
     state.classifier.scale = recipe.scale[0] + (recipe.scale[1] - recipe.scale[0]) * grown
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(recipe, state.step)
-    with torch.autocast(features.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+    features, labels = features.to(state.device), labels.to(state.device)
+    with torch.autocast(state.device, torch.bfloat16, enabled=recipe.precision == "bf16"):
         embedding = state.model(features)
     loss, accuracy = state.classifier(embedding.float(), labels)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(state.model.parameters(), 5.0)
     state.optimizer.step()
-    return float(loss), float(accuracy)
+    return loss.item(), accuracy.item()

@@ -1,0 +1,113 @@
+"""The main job on real speech and on the embedded data; writes docs/results.md.
+
+    python benchmarks/main_job.py [--threads 1]
+
+Real speech is speechocean762 in the folder that COMPRESS_BENCH_DATA names (unset: ../shared/data beside the
+repository), with its 50 dev speakers for trials and its train speakers for calibration. Without it only the
+embedded data are measured. Latencies are interleaved in each run.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compress import table
+from compress.artifact import Artifact
+from compress.cli.display import Bars
+from compress.config import from_mapping
+from compress.data import DataFolder
+from compress.evaluation.speakers import Verification, measure
+from compress.pipeline import run
+from compress.runners import open_runner
+from compress.units import format_interval, format_percent, format_speedup
+
+REPOSITORY = Path(__file__).parent.parent
+BENCH_DATA = Path(os.environ.get("COMPRESS_BENCH_DATA", REPOSITORY / ".." / "shared" / "data"))
+RESULTS = REPOSITORY / "docs" / "results.md"
+INT8_SIZE, INT8_SPEED, INT8_EER_RISE = 0.32, 1.8, 0.003  # bars: of the FP32 ONNX file, times its speed, fraction
+
+
+@click.command()
+@click.option("--threads", default=1, show_default=True)
+def main(threads: int) -> None:
+    """Run both jobs and write docs/results.md."""
+    bars = Bars()
+    parts = []
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = BENCH_DATA / "speechocean762"
+        if corpus.is_dir():
+            weights = weights_section(corpus / "dev", bars)
+            settings = {
+                "passes": "prune,ptq",
+                "data": str(corpus / "dev"),
+                "trials": "trials_hard",
+                "calib": str(corpus / "train" / "calib.scp"),
+                "out": f"{folder}/real",
+                "threads": threads,
+            }
+            result = run(from_mapping(settings, "benchmark"), progress=bars)
+            title = "speechocean762, dev speakers, `trials_hard`"
+            parts += [weights, section(title, result), quantization_section(result["rows"])]
+        else:
+            bars.say(f"no speech at {corpus}; set COMPRESS_BENCH_DATA")
+        settings = {"passes": "prune,ptq,trt", "out": f"{folder}/embedded", "threads": threads}
+        result = run(from_mapping(settings, "benchmark"), progress=bars)
+        parts.append(section("Embedded data (what `make demo` runs)", result))
+    head = "# Results\n\nMade by `python benchmarks/main_job.py`. TensorRT on T4 and Jetson: not measured.\n"
+    RESULTS.write_text("\n".join([head, *parts]), encoding="utf-8")
+    click.echo(RESULTS.read_text(encoding="utf-8"))
+
+
+def weights_section(dev: Path, bars: Bars) -> str:
+    """EER of the embedded weights on both trial lists."""
+    folder = DataFolder.read(dev)
+    runner = open_runner(Artifact.open("campplus"), threads=1)
+    lines = ["## Embedded weights\n", "| trials | EER (95 %) | minDCF |", "| --- | --- | --- |"]
+    for name in ("trials_full", "trials_hard"):
+        data = Verification.read(folder, name)
+        figures = measure(data, data.embed(runner, bars, name))
+        interval = format_interval(figures.eer_ci95)
+        lines.append(f"| `{name}` | {format_percent(figures.eer)} ({interval}) | {figures.min_dcf:.3f} |")
+    return "\n".join(lines) + "\n"
+
+
+def section(title: str, result: dict[str, Any]) -> str:
+    """One run: its table, data and machine."""
+    machine, data = result["machine"], result["data"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    about = (
+        f"{data['n_utterances']:,} utterances of {data['n_speakers']} speakers, {data['n_trials']:,} trials"
+        f" ({data['trials']}). {machine['cpu']} ({', '.join(machine['cpu_features'])}), {machine['cores']} cores,"
+        f" {machine['threads']} thread(s) per runtime; Python {machine['python']}, {versions}."
+    )
+    notes = [f"- {figures['variant']}: {note}" for figures in result["rows"] for note in figures["notes"]]
+    return "\n".join([f"## {title}\n", table.to_markdown(result["rows"]), about, "", *notes]) + "\n"
+
+
+def quantization_section(rows: list[dict[str, Any]]) -> str:
+    """INT8 against its own FP32 ONNX parent, and whether the bars hold."""
+    parent = next(figures for figures in rows if figures["pass"] == "onnx")
+    int8 = next(figures for figures in rows if figures["pass"] == "ptq")
+    size = int8["size_bytes"] / parent["size_bytes"]
+    speed = int8["speedup"] / parent["speedup"]
+    rise = int8["eer"] - parent["eer"]
+
+    def held(good: bool) -> str:
+        return "held" if good else "MISSED"
+
+    lines = [
+        "## INT8 against its FP32 ONNX parent in the same run\n",
+        "| what | measured | bar | |",
+        "| --- | --- | --- | --- |",
+        f"| size | {size:.1%} | at most {INT8_SIZE:.0%} | {held(size <= INT8_SIZE)} |",
+        f"| speed | {format_speedup(speed)} | at least {INT8_SPEED}x | {held(speed >= INT8_SPEED)} |",
+        f"| EER rise | {100 * rise:.2f} points | at most {100 * INT8_EER_RISE:.1f} | {held(rise <= INT8_EER_RISE)} |",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""``compress train``."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import torch
+
+from compress.artifact import Artifact
+from compress.cli.display import Bars
+from compress.data import DataFolder
+from compress.errors import InputError, MachineError
+from compress.files import write_text
+from compress.machine import cores, probe_cuda
+from compress.models import architecture
+from compress.training.corpus import load_noise, load_speech
+from compress.training.recipe import read_recipe, to_yaml
+from compress.training.trainer import Crops, State, train
+
+LINE_EVERY = 50  # steps
+
+
+@click.command("train")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--data", required=True, metavar="DIR", help="Data folder with wav.scp and utt2spk.")
+@click.option("--noise", type=click.Path(path_type=Path), help="Noise recordings, in the form of wav.scp.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of checkpoints and the artifact.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Default: all cores.")
+@click.option("--half", is_flag=True, help="Store the weights in half precision.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
+def train_command(
+    recipe: Path, data: str, noise: Path | None, out: Path, device: str, threads: int | None, half: bool, resume: bool
+) -> None:
+    """Train a speaker-embedding network by the YAML file RECIPE; the averaged weights become an artifact folder."""
+    settings = read_recipe(recipe)
+    network = architecture(settings.model)
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists() and not resume:
+        raise InputError(f"{out} holds a training already. Go on with it by --resume, or choose another --out folder.")
+    if device == "cuda" and probe_cuda().missing:
+        raise MachineError(f"device cuda: {probe_cuda().missing}. Use --device cpu.")
+    torch.set_num_threads(threads or cores())
+    torch.manual_seed(settings.seed)
+    bars = Bars()
+    utterances, speakers = load_speech(DataFolder.read(data), bars)
+    crops = Crops(settings, utterances, speakers, load_noise(noise, bars))
+    model = network.build(**settings.arguments)
+    width = Artifact.from_module(model).embedding_size
+    state = State(model, width, crops.num_speakers * len(settings.speeds), settings, device)
+    if resume and checkpoint.exists():
+        state.load(checkpoint)
+        bars.say(f"going on after step {state.step}")
+    write_text(out / "recipe.yaml", to_yaml(settings))
+    with bars.counter("training") as advance:
+        train(state, settings, crops, out, reporter(bars, settings.steps, advance))
+    trained = Artifact.from_module(state.average.cpu(), arch=settings.model, arguments=settings.arguments)
+    if half:
+        trained = replace(trained, model=trained.module.half())
+    trained.save(out / "model")
+    click.echo(f"{out / 'model'}: {trained.params:,} parameters, {trained.size_bytes:,} bytes. Measure it with")
+    click.echo(f"    compress eval {out / 'model'} --data DIR")
+
+
+def reporter(bars: Bars, steps: int, advance: Callable[[int, int], None]) -> Callable[[dict[str, float]], None]:
+    """Move the bar at every step, and print loss and accuracy now and then."""
+    recent: list[dict[str, float]] = []
+
+    def report(line: dict[str, float]) -> None:
+        step = int(line["step"])
+        advance(step, steps)
+        recent.append(line)
+        if step % LINE_EVERY == 0 or step == steps:
+            loss, accuracy, seconds = (sum(x[k] for x in recent) / len(recent) for k in ("loss", "accuracy", "step_s"))
+            bars.say(f"step {step} of {steps}: loss {loss:.3f}, accuracy {accuracy:.1%}, {seconds:.2f} s a step")
+            recent.clear()
+
+    return report

@@ -1,0 +1,88 @@
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compress.models.campplus import CAMPPlus
+from compress.training.recipe import Recipe
+from compress.training.trainer import Crops, State, learning_rate, ramp, train
+
+RECIPE = Recipe(
+    steps=6,
+    final_steps=2,
+    final_crop_s=0.6,
+    crop_s=0.5,
+    batch_size=4,
+    warmup_steps=2,
+    margin_steps=(1, 4),
+    speeds_from_step=3,
+    precision="fp32",
+)
+
+
+def crops(recipe: Recipe = RECIPE) -> Crops:
+    rng = np.random.default_rng(0)
+    utterances = [(3000 * rng.standard_normal(12000)).astype(np.int16) for _ in range(6)]
+    return Crops(recipe, utterances, np.array([0, 0, 1, 1, 2, 2]), utterances[:1])
+
+
+def state(recipe: Recipe = RECIPE) -> State:
+    torch.manual_seed(0)
+    model = CAMPPlus(embedding_size=16, growth_rate=8, bn_size=2, init_channels=16)
+    return State(model, 16, 3 * len(recipe.speeds), recipe)
+
+
+def weights(trained: State) -> dict[str, torch.Tensor]:
+    return trained.average.state_dict() | {"center": trained.classifier.weight}
+
+
+@given(step=st.integers(0, 5))
+def test_a_batch_is_decided_by_its_step(step: int) -> None:
+    (features, labels), (again, _) = crops()[step], crops()[step]
+    assert torch.equal(features, again)
+    assert features.shape == (4, 58 if step >= 4 else 48, 80)
+    assert labels.max() < (9 if step >= RECIPE.speeds_from_step else 3)
+
+
+def test_interrupted_and_resumed_gives_the_weights_of_an_unbroken_run(tmp_path: Path) -> None:
+    whole, first, second = state(), state(), state()
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "broken").mkdir()
+    train(whole, RECIPE, crops(), tmp_path / "whole", lambda line: None)
+
+    def interrupt(line: dict[str, float]) -> None:
+        if line["step"] == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(first, RECIPE, crops(), tmp_path / "broken", interrupt)
+    second.load(tmp_path / "broken" / "checkpoint.pt")
+    assert second.step == 4
+    train(second, RECIPE, crops(), tmp_path / "broken", lambda line: None)
+    assert second.step == RECIPE.steps
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(second)[name]), name
+
+
+def test_classes_of_further_speeds_start_at_their_speakers_center() -> None:
+    begun = state()
+    begun.spread_classes(3)
+    assert torch.equal(begun.classifier.weight[3:6], begun.classifier.weight[:3])
+    assert torch.equal(begun.classifier.weight[6:], begun.classifier.weight[:3])
+
+
+def test_learning_rate_warms_up_and_falls_to_its_end() -> None:
+    recipe = Recipe(steps=100, final_steps=0, warmup_steps=10)
+    rates = [learning_rate(recipe, step) for step in range(100)]
+    assert rates[9] == pytest.approx(recipe.learning_rate)
+    assert all(a < b for a, b in pairwise(rates[:10]))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+    assert rates[-1] == pytest.approx(recipe.final_learning_rate, rel=0.1)
+
+
+def test_margin_grows_between_its_steps() -> None:
+    assert [ramp(RECIPE, step) for step in (0, 1, 4, 5)] == [0.0, 0.0, 1.0, 1.0]
