@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up .venv on a fresh machine (Python 3.10 or later, pip), then do their job.
+# `make demo` and `make test` set up .venv on a fresh machine (Python 3.11 or later, pip), then do their job.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -33,7 +33,7 @@ DURATION_S = (2.5, 5.0)
 OPUS_COMPRESSION = 0.91  # libsndfile's scale, 0 to 1; about 28 kbit/s
 
 # Difference between voices: wider ranges make the trials easier
-VOICE_SPREAD = 1.0  # scales the width of every range of this block
+VOICE_SPREAD = 1.7  # scales the width of every range of this block
 PITCH_HZ = {"m": (88.0, 142.0), "f": (155.0, 235.0)}
 TRACT = {"m": (0.91, 1.01), "f": (1.03, 1.15)}  # frequency warp: 1 / vocal-tract length
 FORMANT_SCALE = (0.92, 1.08)  # each of formants 1 to 5 on its own
@@ -41,18 +41,18 @@ FORMANT_LEVEL = (70.0, 115.0)  # in percent of espeak's
 PITCH_RANGE = (1.2, 1.6)  # top over base of the intonation
 SPEED_WPM = (125.0, 170.0)
 ROUGHNESS, FLUTTER = (0.0, 4.0), (1.0, 9.0)
-MIN_DISTANCE = 0.07  # between the timbres (log pitch, log formants) of any two voices
+MIN_DISTANCE = 0.12  # between the timbres (log pitch, log formants) of any two voices
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
 GLOTTAL_SOURCES = (0, 0, 0, 0, 1, 3)  # 0 is espeak's own synthesiser, others its Klatt synthesiser's
 
 # Difference within a voice: standard deviations of log factors, one draw an utterance; larger is harder
-PITCH_JITTER, PITCH_RANGE_JITTER, SPEED_JITTER, FORMANT_JITTER = 0.06, 0.08, 0.06, 0.012
+PITCH_JITTER, PITCH_RANGE_JITTER, SPEED_JITTER, FORMANT_JITTER = 0.03, 0.05, 0.05, 0.006
 
 # Recording conditions, one draw an utterance
-RT60_S = (0.1, 0.6)
-DIRECT_TO_REVERBERANT_DB = (0.0, 12.0)
-SNR_DB = (5.0, 25.0)
-MICROPHONE_DB = 4.0  # standard deviation of the response at each of 8 frequencies
+RT60_S = (0.1, 0.4)
+DIRECT_TO_REVERBERANT_DB = (6.0, 15.0)
+SNR_DB = (15.0, 30.0)
+MICROPHONE_DB = 3.0  # standard deviation of the response at each of 8 frequencies
 LEVEL_DB = (-34.0, -20.0)  # RMS of the whole utterance, relative to full scale
 NOISES = ("white", "pink", "brown", "hum", "babble")
 BABBLE_TALKERS = 6  # voices of their own, heard only as noise

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
@@ -21,10 +22,11 @@ from compress.errors import InputError, ModelError, SettingError
 from compress.files import read_json, replaced_folder, sha256_of, write_json
 from compress.models import ARCHITECTURES, architecture, load_with_arguments
 from compress.models.checkpoint import CHECKPOINT_SUFFIXES, load_into
-from compress.onnx_file import read_onnx
+from compress.onnx_file import OnnxFile, read_onnx
 from compress.surgery import count_macs, count_parameters, resize_to
 
 SCHEMA = 1
+TASKS = ("sv", "vad", "asr")
 MACS_SECONDS = 3.0  # MACs are counted on this much audio and told per second
 
 Array = NDArray[np.float32]
@@ -187,9 +189,9 @@ class Artifact:
         graph = read_onnx(path)
         return cls(
             format=Format.ONNX,
-            task="sv",
+            task=graph.metadata["task"] if graph.metadata.get("task") in TASKS else "sv",
             precision=graph.precision,
-            front_end=FrontEnd(num_mel_bins=graph.num_mel_bins),
+            front_end=_front_end_of(graph, path),
             embedding_size=graph.embedding_size,
             params=graph.params,
             macs=None,
@@ -238,33 +240,23 @@ class Artifact:
         if not (folder / "artifact.json").is_file():
             raise ModelError(f"{folder} is not an artifact folder: it has no artifact.json.")
         record = read_json(folder / "artifact.json")
-        if record.get("schema") != SCHEMA:
-            raise ModelError(f"{folder}/artifact.json has schema {record.get('schema')}; this version reads {SCHEMA}.")
-        files = {name: _checked(folder / name, entry["sha256"]) for name, entry in record["files"].items()}
-        golden = _read_golden(folder / "golden.npz")
-        spec = record["model"]
-        front_end = FrontEnd(**record["front_end"])
-        model = None
-        if record["format"] == Format.TORCH:
-            model = _rebuild(folder, files.pop(FILE_NAMES[Format.TORCH]), spec, module)
-        return cls(
-            format=Format(record["format"]),
-            task=record["task"],
-            precision=record["precision"],
-            front_end=front_end,
-            embedding_size=spec["embedding_size"],
-            params=spec["params"],
-            macs=spec["macs"],
-            model=model,
-            files=files,
-            arch=spec["arch"],
-            arguments=spec["arguments"],
-            history=tuple(Step(s["name"], s["settings"], tuple(s["notes"])) for s in record["history"]),
-            threshold=Threshold(**record["threshold"]) if record["threshold"] else None,
-            deferred=Deferral(**record["deferred"]) if record["deferred"] else None,
-            golden=golden,
-            metrics=record["metrics"],
-        )
+        schema = record.get("schema") if isinstance(record, dict) else None
+        if schema != SCHEMA:
+            raise ModelError(f"{folder}/artifact.json has schema {schema}; this version reads {SCHEMA}.")
+        try:
+            stored = cls(**_stored_fields(folder, record))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(
+                f"{folder}/artifact.json is damaged ({type(error).__name__}: {error}). Make the artifact again."
+            ) from error
+        name = FILE_NAMES.get(stored.format)
+        if name is not None and name not in stored.files and stored.deferred is None:
+            raise ModelError(f"{folder}/artifact.json is damaged: it lists no {name}. Make the artifact again.")
+        if stored.format != Format.TORCH:
+            return stored
+        files = dict(stored.files)
+        model = _rebuild(folder, files.pop(FILE_NAMES[Format.TORCH]), stored.arch, stored.arguments, module)
+        return replace(stored, model=model, files=files)
 
     def save(self, folder: Path) -> None:
         """Write the artifact folder, whole or not at all; an older one there is replaced.
@@ -272,7 +264,8 @@ class Artifact:
         Raises:
             MachineError: If the disk is full or the folder cannot be written.
         """
-        if folder.exists() and any(folder.iterdir()) and not (folder / "artifact.json").is_file():
+        taken = any(folder.iterdir()) if folder.is_dir() else folder.exists()
+        if taken and not (folder / "artifact.json").is_file():
             raise InputError(f"{folder} exists and is not an artifact folder. Choose another output folder.")
         with replaced_folder(folder) as temporary:
             self.write(temporary)
@@ -388,6 +381,40 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _front_end_of(graph: OnnxFile, path: Path) -> FrontEnd:
+    """What the file's metadata says of the features, and the defaults where it says nothing."""
+    sample_rate = graph.metadata.get("sample_rate", str(features.SAMPLE_RATE))
+    if not sample_rate.isdecimal():
+        raise ModelError(f"{path}: metadata sample_rate must be a whole number, got '{sample_rate}'.")
+    cmn = graph.metadata.get("feature_normalize_type", "global-mean") != ""
+    return FrontEnd(int(sample_rate), graph.num_mel_bins, cmn=cmn)
+
+
+def _stored_fields(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a stored artifact but its network; its weights are among the files still."""
+    spec = record["model"]
+    for name in record["files"]:
+        if Path(name).name != name or name == "..":
+            raise ModelError(f"{folder}/artifact.json lists '{name}', which is not a name of a file in its folder.")
+    return {
+        "format": Format(record["format"]),
+        "task": record["task"],
+        "precision": record["precision"],
+        "front_end": FrontEnd(**record["front_end"]),
+        "embedding_size": spec["embedding_size"],
+        "params": spec["params"],
+        "macs": spec["macs"],
+        "files": {name: _checked(folder / name, entry["sha256"]) for name, entry in record["files"].items()},
+        "arch": spec["arch"],
+        "arguments": spec["arguments"],
+        "history": tuple(Step(s["name"], s["settings"], tuple(s["notes"])) for s in record["history"]),
+        "threshold": Threshold(**record["threshold"]) if record["threshold"] else None,
+        "deferred": Deferral(**record["deferred"]) if record["deferred"] else None,
+        "golden": _read_golden(folder / "golden.npz"),
+        "metrics": record["metrics"],
+    }
+
+
 def _checked(path: Path, sha256: str) -> bytes:
     if not path.is_file():
         raise ModelError(f"{path} is missing; artifact.json lists it.")
@@ -400,16 +427,24 @@ def _checked(path: Path, sha256: str) -> bytes:
 def _read_golden(path: Path) -> dict[str, Array]:
     if not path.is_file():
         return {}
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{path} cannot be read ({error}). Make the artifact again.") from error
 
 
-def _rebuild(folder: Path, weights: bytes, spec: Mapping[str, Any], module: nn.Module | None) -> nn.Module:
+def _rebuild(
+    folder: Path, weights: bytes, arch: str | None, arguments: Mapping[str, Any], module: nn.Module | None
+) -> nn.Module:
     """Build the network, bring it to the stored widths and load its weights."""
     if module is not None:
         model = copy.deepcopy(module)
-    elif spec["arch"] is not None:
-        model = architecture(spec["arch"]).build(**spec["arguments"])
+    elif arch is not None:
+        try:
+            model = architecture(arch).build(**arguments)
+        except TypeError as error:
+            raise ModelError(f"{folder}/artifact.json: {arch} cannot be built from its arguments ({error}).") from error
     else:
         raise ModelError(
             f"{folder} holds a network whose class is not known here. In Python, pass a fresh instance of it:"

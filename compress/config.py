@@ -25,6 +25,7 @@ class RunConfig:
         out: Run folder; None makes one under ``runs/``.
         device: ``cpu`` or ``cuda``, for the PyTorch rows.
         threads: Threads of every runtime while latency is measured.
+        timing_s: Seconds spent on timing each row; at least 20 rounds are made even so.
     """
 
     passes: tuple[Pass, ...]
@@ -36,6 +37,7 @@ class RunConfig:
     out: str | None = None
     device: str = "cpu"
     threads: int = 1
+    timing_s: float = 5.0
 
     def __post_init__(self) -> None:
         if not self.passes:
@@ -44,6 +46,8 @@ class RunConfig:
             raise SettingError(f"device must be cpu or cuda, got '{self.device}'.")
         if not 1 <= self.threads <= 1024:
             raise SettingError(f"threads must be in 1..1024, got {self.threads}.")
+        if not 0 <= self.timing_s <= 3600:
+            raise SettingError(f"timing_s must be in 0..3600 seconds, got {self.timing_s}.")
 
     @property
     def folder(self) -> Path:
@@ -68,18 +72,53 @@ def from_mapping(values: Mapping[str, Any], source: str) -> RunConfig:
     known = [f.name for f in fields(RunConfig)]
     for key in values:
         if key not in known:
-            raise unknown_name(f"key in {source}:", key, known)
-    listed = values.get("passes", ())
-    if isinstance(listed, str):
-        listed = listed.split(",")
-    steps = tuple(_read_pass(entry, source) for entry in listed)
+            raise unknown_name(f"key in {source}:", str(key), known)
+    steps = tuple(build(pass_named(name), settings) for name, settings in listed_passes(values.get("passes"), source))
     plain = {key: value for key, value in values.items() if key != "passes" and value is not None}
-    for key in ("model", "arch", "data", "trials", "calib", "out", "device"):
-        if key in plain:
-            plain[key] = str(plain[key])
-    if not isinstance(plain.get("threads", 1), int):
-        raise SettingError(f"{source}: threads must be a whole number, got {plain['threads']!r}.")
+    for key, value in plain.items():
+        kinds, wanted = _KINDS.get(key, ((str,), "text"))
+        if type(value) not in kinds:
+            raise SettingError(f"{source}: {key} must be {wanted}, got {value!r}.")
     return RunConfig(passes=steps, **plain)
+
+
+_KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "threads": ((int,), "a whole number"),
+    "timing_s": ((int, float), "a number of seconds"),
+}
+
+
+def listed_passes(value: Any, source: str) -> list[tuple[str, dict[str, Any]]]:
+    """Read a list of passes as YAML or the command line holds it: names, settings.
+
+    Args:
+        value: Names with commas between; a list of names and of mappings of a name to its settings; a mapping of
+            names to settings; or None.
+        source: Where it stands, for the error.
+
+    Raises:
+        SettingError: If it has another form.
+    """
+    if isinstance(value, str):
+        value = [name for name in value.split(",") if name.strip()]
+    elif isinstance(value, Mapping):
+        value = [{name: settings} for name, settings in value.items()]
+    elif value is None:
+        value = []
+    if not isinstance(value, list | tuple):
+        raise SettingError(f"{source}: passes must be a list such as [prune, ptq], got {value!r}.")
+    found = []
+    for entry in value:
+        if isinstance(entry, Mapping) and len(entry) == 1:
+            ((name, settings),) = entry.items()
+        elif isinstance(entry, str):
+            name, settings = entry, None
+        else:
+            raise SettingError(f"{source}: a pass is a name, or a name with its settings, got {entry!r}.")
+        if not isinstance(settings or {}, Mapping):
+            raise SettingError(f"{source}: the settings of {name} must be a mapping, got {settings!r}.")
+        found.append((str(name).strip(), dict(settings or {})))
+    return found
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -92,6 +131,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such configuration file.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -99,25 +140,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def apply_settings(entries: Sequence[Any], assignments: Sequence[str]) -> list[dict[str, Any]]:
-    """Apply ``pass.key=value`` assignments to a list of passes as YAML holds it.
+def apply_settings(listed: Sequence[tuple[str, dict[str, Any]]], assignments: Sequence[str]) -> list[dict[str, Any]]:
+    """Apply ``pass.key=value`` assignments to passes with their settings; gives the list that YAML holds.
 
     Raises:
         SettingError: If an assignment has another form, or names a pass that is not in the list.
     """
-    listed = [{name: dict(settings or {})} for name, settings in map(_name_and_settings, entries)]
+    changed = [(name, dict(settings)) for name, settings in listed]
     for assignment in assignments:
         target, equals, value = assignment.partition("=")
         name, dot, key = target.partition(".")
         if not (equals and dot and key):
             raise SettingError(f"--set {assignment}: the form is pass.key=value, for example prune.ratio=0.4.")
         pass_named(name)
-        matching = [entry for entry in listed if name in entry]
+        matching = [settings for own, settings in changed if own == name]
         if not matching:
             raise SettingError(f"--set {assignment}: the pass {name} is not in --passes.")
-        for entry in matching:
-            entry[name][key] = value
-    return listed
+        for settings in matching:
+            settings[key] = value
+    return [{name: settings} for name, settings in changed]
 
 
 def with_links(config: RunConfig, start: Format) -> RunConfig:
@@ -145,17 +186,3 @@ def with_links(config: RunConfig, start: Format) -> RunConfig:
 def _exports() -> list[type[Pass]]:
     """Passes that change the format."""
     return [kind for kind in passes().values() if kind.accepts != kind.returns]
-
-
-def _read_pass(entry: Any, source: str) -> Pass:
-    name, settings = _name_and_settings(entry)
-    if not isinstance(settings or {}, Mapping):
-        raise SettingError(f"{source}: the settings of {name} must be a mapping, got {settings!r}.")
-    return build(pass_named(name), settings or {})
-
-
-def _name_and_settings(entry: Any) -> tuple[str, Any]:
-    if isinstance(entry, Mapping) and len(entry) == 1:
-        name, settings = next(iter(entry.items()))
-        return str(name), settings
-    return str(entry).strip(), None

@@ -47,17 +47,44 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             temporary.chmod(0o755)
-            if path.exists():
-                shutil.rmtree(path)
-            temporary.replace(path)
+            if path.exists():  # a folder cannot replace one that is not empty
+                older = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+                path.replace(older)
+                temporary.replace(path)
+                shutil.rmtree(older)
+            else:
+                temporary.replace(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Tell whether a path is a temporary name of this module, left by a process that was killed while writing."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
+def remove_temporary(path: Path) -> None:
+    """Remove what a killed process left."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, whole or not at all."""
     with replaced_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a log.
+
+    Raises:
+        MachineError: If the disk is full or the file cannot be written.
+    """
+    with _disk_errors(path), path.open("a", encoding="utf-8") as stream:
+        stream.write(line + "\n")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -95,10 +122,10 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise MachineError(
                 f"disk full while writing {path}. Free some space and run again with --resume."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             raise MachineError(f"{path} cannot be written ({error.strerror}). Choose another --out folder.") from error
         raise

@@ -1,6 +1,7 @@
 """ONNX files: read safely, described without being run, and opened in ONNX Runtime. Does not import PyTorch."""
 
 import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ class OnnxFile:
     embedding_size: int
     params: int
     precision: str
+    metadata: Mapping[str, str]
 
 
 def read_onnx(path: Path) -> OnnxFile:
@@ -54,11 +56,13 @@ def read_onnx(path: Path) -> OnnxFile:
     _load_external_data(model, path)
     try:
         onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, ValueError) as error:  # ValueError: names that are not UTF-8
         raise ModelError(f"{path} is not a valid ONNX graph: {str(error).splitlines()[0]}") from error
     mel, size = _fixed_axes(model, path)
     quantized = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
-    return OnnxFile(model.SerializeToString(), mel, size, count_weights(model), "int8" if quantized else "fp32")
+    precision = "int8" if quantized else "fp32"
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    return OnnxFile(model.SerializeToString(), mel, size, count_weights(model), precision, metadata)
 
 
 def count_weights(model: "onnx.ModelProto") -> int:
@@ -106,9 +110,11 @@ def _load_external_data(model: "onnx.ModelProto", path: Path) -> None:
     from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
     folder = path.parent.resolve()
-    external = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
+    external = [tensor for tensor in _tensors(model) if uses_external_data(tensor)]
     for tensor in external:
-        location = next(entry.value for entry in tensor.external_data if entry.key == "location")
+        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), None)
+        if location is None:
+            raise ModelError(f"{path}: weight {tensor.name} is external, but the file does not say where it lies.")
         target = (folder / location).resolve()
         if not target.is_relative_to(folder):
             raise ModelError(f"{path}: weight {tensor.name} lies outside the file's folder ({location}); refused.")
@@ -117,12 +123,37 @@ def _load_external_data(model: "onnx.ModelProto", path: Path) -> None:
     if external:
         try:
             load_external_data_for_model(model, str(folder))
-        except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
             raise ModelError(f"{path}: external weights cannot be read ({error}).") from error
+
+
+def _tensors(model: "onnx.ModelProto") -> Iterator["onnx.TensorProto"]:
+    """Every tensor that may hold data outside the file: initializers, and constants of nodes at any depth."""
+    yield from _tensors_of_graph(model.graph)
+    for function in model.functions:
+        yield from _tensors_of_nodes(function.node)
+
+
+def _tensors_of_graph(graph: "onnx.GraphProto") -> Iterator["onnx.TensorProto"]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _tensors_of_nodes(graph.node)
+
+
+def _tensors_of_nodes(nodes: "Iterable[onnx.NodeProto]") -> Iterator["onnx.TensorProto"]:
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+        for graph in ((attribute.g,) if attribute.HasField("g") else ()) + tuple(attribute.graphs):
+            yield from _tensors_of_graph(graph)
 
 
 def _fixed_axes(model: "onnx.ModelProto", path: Path) -> tuple[int, int]:
     """Mel bins of the input and width of the output."""
+    import onnx
+
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     if len(inputs) != 1 or len(model.graph.output) != 1:
@@ -135,6 +166,16 @@ def _fixed_axes(model: "onnx.ModelProto", path: Path) -> tuple[int, int]:
         raise ModelError(
             f"{path}: input of rank {rank} and output of rank {out_rank} with last axes {mel} and {size}; needed are"
             " (batch, frames, num_mel_bins) and (batch, embedding_size), the last axes fixed."
+        )
+    kinds = [onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type) for v in (inputs[0], model.graph.output[0])]
+    if kinds != ["FLOAT", "FLOAT"]:
+        raise ModelError(f"{path} takes {kinds[0]} and gives {kinds[1]}; float32 is needed.")
+    batch, frames = (axis.dim_value for axis in inputs[0].type.tensor_type.shape.dim[:2])
+    if frames or batch > 1:
+        only = f"{frames} frames" if frames else f"a batch of {batch}"
+        raise ModelError(
+            f"{path} takes {only} only; utterances come one at a time and are of any length. Export it again with"
+            " dynamic batch and frames."
         )
     return mel, size
 

@@ -4,10 +4,12 @@ runs/<name>/NN-<pass>/     the artifact of each step; ``step.json`` says what ma
                            is kept for the report
 """
 
+import contextlib
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -27,8 +29,18 @@ from compress.evaluation.latency import speedup, time_interleaved
 from compress.evaluation.memory import peak_rss_of
 from compress.evaluation.speakers import Figures, Verification, measure, typical_waveform
 from compress.evaluation.verification import eer
-from compress.files import read_json, replaced_folder, sha256_of, write_json, write_text
+from compress.files import (
+    append_line,
+    is_temporary,
+    read_json,
+    remove_temporary,
+    replaced_folder,
+    sha256_of,
+    write_json,
+    write_text,
+)
 from compress.passes import Context, Pass
+from compress.passes.base import spread
 from compress.progress import Progress, Silent
 from compress.report import TrialScores, render_report
 from compress.runners import golden_outputs, open_runner, runners_for
@@ -36,8 +48,8 @@ from compress.runners import golden_outputs, open_runner, runners_for
 __all__ = ["RunConfig", "from_mapping", "run"]
 
 LATENCY_SECONDS = 3.0  # of audio
-TIMING_BUDGET_S = 5.0  # per row
 MARKER = "run.yaml"  # tells a run folder
+EVENTS = "events.jsonl"
 BASELINE = "baseline"
 
 Array = NDArray[np.float32]
@@ -50,6 +62,21 @@ class PlannedStep:
     folder: Path
     variant: str
     maker: Pass | None  # None for the baseline
+
+
+@dataclass(frozen=True, eq=False)
+class Earlier:
+    """What an earlier run left of a step.
+
+    Attributes:
+        rows: None if it was killed before they were measured.
+        embeddings: Those of each runtime that was measured.
+    """
+
+    artifact: Artifact
+    build_s: float
+    rows: list[dict[str, Any]] | None
+    embeddings: Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -85,7 +112,7 @@ def plan(config: RunConfig) -> Plan:
     if config.device == "cuda" and machine.probe_cuda().missing:
         raise MachineError(f"device cuda: {machine.probe_cuda().missing}. Use --device cpu.")
     source = Artifact.open(config.model, config.arch)
-    config = with_links(config, source.format)
+    config = replace(with_links(config, source.format), out=str(config.folder))
     data = DataFolder.read(config.data or embedded_data())
     trials = data.find_trials(config.trials)
     verification = Verification.read(data, trials)
@@ -97,9 +124,7 @@ def plan(config: RunConfig) -> Plan:
             f"{hungry.name} asks for {wanted} calibration utterances, the list has {len(calibration)}."
             " Give a longer --calib list, or ask for fewer with --set."
         )
-    for utterance in calibration.utterances:
-        if not calibration.path(utterance).is_file():
-            raise InputError(f"{calibration.path(utterance)}: no such audio file; the calibration list names it.")
+    check_calibration(calibration, config.passes, source)
     steps = [PlannedStep(config.folder / f"00-{BASELINE}", BASELINE, None)]
     names: list[str] = []
     for number, maker in enumerate(config.passes, start=1):
@@ -108,6 +133,23 @@ def plan(config: RunConfig) -> Plan:
         if maker.name != "onnx":  # the export is a link, not a change: prune+ptq and not prune+onnx+ptq
             names.append(maker.name)
     return Plan(config, source, data, trials, verification, calibration, tuple(steps))
+
+
+def check_calibration(calibration: DataFolder, makers: Sequence[Pass], source: Artifact) -> None:
+    """Read the calibration audio that the passes will use, so that broken audio does not stop a run half-way.
+
+    Raises:
+        InputError: If a file of the list is missing, or one that will be used cannot be.
+    """
+    for utterance in calibration.utterances:
+        if not calibration.path(utterance).is_file():
+            raise InputError(f"{calibration.path(utterance)}: no such audio file; the calibration list names it.")
+    read: set[str] = set()
+    for maker in makers:
+        for utterance in spread(calibration.utterances, maker.calibration_utterances):
+            if utterance not in read:
+                _features(calibration, utterance, source)
+            read.add(utterance)
 
 
 def run(config: RunConfig, resume: bool = False, progress: Progress | None = None) -> dict[str, Any]:
@@ -134,7 +176,7 @@ class Run:
     def __init__(self, planned: Plan, resume: bool, progress: Progress) -> None:
         self.plan, self.config, self.progress = planned, planned.config, progress
         self.folder = self.config.folder
-        claim_folder(self.folder, resume)
+        self.new_folders = claim_folder(self.folder, resume)
         self.resume = resume
         self.scores: dict[str, TrialScores] = {}
         self.baseline: Array | None = None
@@ -154,11 +196,14 @@ class Run:
                 artifact, made = self.step(step, artifact)
                 rows += made
                 if artifact.deferred and step is not self.plan.steps[-1]:
-                    failure = f"{step.variant} before it is deferred."
+                    failure = f"not tried, because {step.variant} is deferred."
             except CompressError as error:
+                if step.maker is None:
+                    self.withdraw()
+                    raise
                 self.event("failed", step=step.folder.name, reason=str(error))
                 rows.append(self.unmade_row(step, str(error)))
-                failure = f"{step.variant} before it failed."
+                failure = f"not tried, because {step.variant} failed."
         self.add_timings(rows)
         result = {
             "schema": table.SCHEMA,
@@ -176,35 +221,45 @@ class Run:
         """Make and measure one step, or take it from the earlier run."""
         key = _hash({**self.plan.inputs, "parent": parent.sha256, "pass": _identity(step.maker)})
         earlier = self.earlier(step, key)
-        if earlier and earlier["rows"] is not None:
+        if earlier and earlier.rows is not None:
             self.progress.say(f"{step.folder.name}: unchanged, taken from the earlier run")
             self.event("reused", step=step.folder.name, key=key)
-            artifact = Artifact.load(step.folder)
-            for made in earlier["rows"]:
-                self.keep_scores(made["variant"], made["runtime"], self.read_embeddings(step, made["runtime"]))
-            return artifact, earlier["rows"]
+            for figures in earlier.rows:
+                if figures["status"] == "ok":
+                    self.keep_scores(step.variant, earlier.embeddings[figures["runtime"]])
+            return earlier.artifact, earlier.rows
         if earlier:
             self.progress.say(f"{step.folder.name}: made by the earlier run, measuring it")
-            artifact, build_s = Artifact.load(step.folder), earlier["build_s"]
+            artifact, build_s = earlier.artifact, earlier.build_s
         else:
+            if step.folder.exists():
+                shutil.rmtree(step.folder)  # of other settings: it must not stand there if this one fails
             artifact, build_s = self.make(step, parent)
-            save_step(step.folder, artifact, {"key": key, "build_s": build_s, "rows": None})
-        self.event("made", step=step.folder.name, key=key, build_s=build_s)
+            if step.maker is not None:
+                save_step(step.folder, artifact, {"key": key, "build_s": build_s, "rows": None})
+            self.event("made", step=step.folder.name, key=key, build_s=build_s)
         artifact, rows, embeddings = self.evaluate(step, artifact, build_s)
         save_step(step.folder, artifact, {"key": key, "build_s": build_s, "rows": rows}, embeddings)
         self.event("measured", step=step.folder.name)
         return artifact, rows
 
-    def earlier(self, step: PlannedStep, key: str) -> dict[str, Any] | None:
-        """What the earlier run left for this step, if it was made in the same way."""
+    def earlier(self, step: PlannedStep, key: str) -> "Earlier | None":
+        """What the earlier run left for this step, if it was made in the same way and is still whole."""
         record = step.folder / "step.json"
         if not (self.resume and record.is_file()):
             return None
-        found: dict[str, Any] = read_json(record)
-        if found["key"] != key:
-            self.progress.say(f"{step.folder.name}: its input, settings, data or code changed; made anew")
+        try:
+            found = read_json(record)
+            if not isinstance(found, dict) or found.get("key") != key:
+                self.progress.say(f"{step.folder.name}: its input, settings, data or code changed; made anew")
+                return None
+            artifact, rows = Artifact.load(step.folder), found["rows"]
+            measured = [figures["runtime"] for figures in rows or () if figures["status"] == "ok"]
+            kept = {runtime: read_embeddings(step.folder, runtime) for runtime in measured}
+            return Earlier(artifact, found["build_s"], rows, kept)
+        except CompressError as error:
+            self.progress.say(f"{step.folder.name}: damaged since the earlier run, made anew ({error})")
             return None
-        return found
 
     def make(self, step: PlannedStep, parent: Artifact) -> tuple[Artifact, float]:
         """Run the pass; returns the artifact and the seconds it took."""
@@ -228,13 +283,14 @@ class Run:
         common = self.common_figures(step, artifact) | {"build_s": build_s}
         if artifact.deferred:
             return artifact, [table.row(**common, status="deferred", **asdict(artifact.deferred))], {}
-        rows, embeddings = [], {}
+        rows: list[dict[str, Any]] = []
+        embeddings: dict[str, Array] = {}
         for kind in runners_for(artifact.format):
             runner = kind(artifact, 1, self.config.device)
             embedded = self.plan.verification.embed(runner, self.progress, f"{step.variant}: {kind.runtime}")
             embeddings[kind.runtime] = embedded
             figures = measure(self.plan.verification, embedded, self.baseline)
-            if not artifact.golden:
+            if not rows:
                 examples = self.example_features(artifact)
                 threshold = Threshold(figures.threshold, figures.eer, self.plan.trials.name, self.plan.data.root.name)
                 measured = {name: value for name, value in asdict(figures).items() if value is not None}
@@ -247,10 +303,9 @@ class Run:
                     status="ok",
                     runtime=kind.runtime,
                     device=runner.device,
-                    threads=self.config.threads,
                 )
             )
-            self.keep_scores(step.variant, kind.runtime, embedded)
+            self.keep_scores(step.variant, embedded)
         if not rows:
             rows = [table.row(**common, status="deferred", reason=f"no runtime here runs {artifact.format.value}.")]
         return artifact, rows, embeddings
@@ -282,22 +337,13 @@ class Run:
             status="failed",
             reason=reason,
             format=step.maker.returns.value,
-            precision="–",
         )
 
-    def keep_scores(self, variant: str, runtime: str | None, embeddings: Array | None) -> None:
+    def keep_scores(self, variant: str, embeddings: Array) -> None:
         """Keep the trial scores for the report, and the baseline's embeddings for comparison."""
-        if embeddings is None:
-            return
         if self.baseline is None:
             self.baseline = embeddings
-        figures = measure_threshold(self.plan.verification, embeddings)
-        self.scores.setdefault(variant, figures)
-
-    def read_embeddings(self, step: PlannedStep, runtime: str | None) -> Array | None:
-        """Embeddings that an earlier run kept beside the artifact."""
-        path = step.folder / f"embeddings-{runtime}.npy"
-        return np.load(path, allow_pickle=False) if path.is_file() else None
+        self.scores.setdefault(variant, measure_threshold(self.plan.verification, embeddings))
 
     def example_features(self, artifact: Artifact) -> list[Array]:
         """Features of two real utterances for the golden file: a whole one, and 0.9 s of another."""
@@ -314,7 +360,9 @@ class Run:
     def add_timings(self, rows: list[dict[str, Any]]) -> None:
         """Time all variants interleaved, so that their ratios hold whatever else the machine does."""
         timed = [figures for figures in rows if figures["status"] == "ok"]
-        key = _hash([[r["artifact"]["sha256"], r["runtime"]] for r in timed] + [self.config.threads, code_hash()])
+        variants = [[figures["artifact"]["sha256"], figures["runtime"]] for figures in timed]
+        about = [self.config.threads, self.config.device, self.config.timing_s, machine.describe(), code_hash()]
+        key = _hash([variants, about])
         path = self.folder / "timings.json"
         if self.resume and path.is_file() and (kept := read_json(path))["key"] == key:
             found = kept["rows"]
@@ -322,7 +370,7 @@ class Run:
             found = self.measure_timings(timed)
             write_json(path, {"key": key, "rows": found})
         for figures, timing in zip(timed, found, strict=True):
-            figures.update(timing)
+            figures.update(timing, threads=self.config.threads)
 
     def measure_timings(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Latency, throughput and peak memory of each row."""
@@ -338,7 +386,7 @@ class Run:
             calls[f"model {place}"] = lambda runner=runner, features=features: runner.run(features)  # type: ignore[misc]
             calls[f"e2e {place}"] = lambda runner=runner, wav=waveform, rate=rate: runner.embed(wav, rate)  # type: ignore[misc]
         self.progress.say(f"timing {len(rows)} variants side by side, {self.config.threads} thread(s)")
-        timings = time_interleaved(calls, budget_s=TIMING_BUDGET_S * len(rows))
+        timings = time_interleaved(calls, budget_s=self.config.timing_s * len(rows))
         faster = speedup(timings, "model 0")
         found = []
         for place, figures in enumerate(self.progress.track(rows, "peak memory")):
@@ -378,6 +426,15 @@ class Run:
             "calibration_utterances": len(self.plan.calibration),
         }
 
+    def withdraw(self) -> None:
+        """Leave the disk as it was: the baseline could not be measured, so nothing is worth keeping."""
+        if not self.resume:
+            for name in (MARKER, EVENTS):
+                (self.folder / name).unlink(missing_ok=True)
+        for folder in self.new_folders:
+            with contextlib.suppress(OSError):  # somebody put something there meanwhile
+                folder.rmdir()
+
     def write_results(self, result: dict[str, Any]) -> None:
         """Write the table in all its forms and the report."""
         write_json(self.folder / "table.json", result)
@@ -388,27 +445,49 @@ class Run:
     def event(self, kind: str, **details: Any) -> None:
         """Append a line to ``events.jsonl``."""
         line = {"time": round(time.time(), 3), "event": kind, **details}
-        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        append_line(self.folder / EVENTS, json.dumps(line))
 
 
-def claim_folder(folder: Path, resume: bool) -> None:
-    """Make the run folder, or refuse one that holds something else.
+def claim_folder(folder: Path, resume: bool) -> list[Path]:
+    """Make the run folder, or refuse one that holds something else. What a killed run was writing is cleared away.
+
+    Returns:
+        The folders that were made, innermost first.
 
     Raises:
         InputError: If it holds another run and ``resume`` is off, or files that are no run.
     """
-    if folder.is_dir() and any(folder.iterdir()):
+    found = list(folder.iterdir()) if folder.is_dir() else []
+    unfinished = [path for path in found if is_temporary(path)]
+    if len(found) > len(unfinished):
         if not (folder / MARKER).is_file():
             raise InputError(f"{folder} is not empty and not a run. Choose another --out folder.")
         if not resume:
             raise InputError(
                 f"{folder} holds a run already. Go on with it by --resume, or choose another --out folder."
             )
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MachineError(f"{folder} cannot be made ({error.strerror}). Choose another --out folder.") from error
+    for path in unfinished:
+        remove_temporary(path)
+    return new
+
+
+def read_embeddings(folder: Path, runtime: str) -> Array:
+    """Read the embeddings that an earlier run kept beside the artifact.
+
+    Raises:
+        InputError: If they are missing or damaged.
+    """
+    path = folder / f"embeddings-{runtime}.npy"
+    try:
+        embeddings: Array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    return embeddings
 
 
 def save_step(
@@ -437,8 +516,17 @@ def code_hash() -> str:
 
 
 def _features_of(planned: Plan, utterance: str) -> Callable[[], Array]:
-    front_end = planned.source.front_end
-    return lambda: front_end(planned.calibration.waveform(utterance, front_end.sample_rate))
+    return lambda: _features(planned.calibration, utterance, planned.source)
+
+
+def _features(calibration: DataFolder, utterance: str, source: Artifact) -> Array:
+    """Features of a calibration utterance; of audio under one frame the file is named."""
+    front_end = source.front_end
+    waveform = calibration.waveform(utterance, front_end.sample_rate)
+    try:
+        return front_end(waveform)
+    except InputError as error:
+        raise InputError(f"{calibration.path(utterance)}: {error}") from error
 
 
 def _identity(maker: Pass | None) -> Any:
@@ -451,7 +539,7 @@ def _list_hash(data: DataFolder, utterances: tuple[str, ...]) -> str:
     def entry(utterance: str) -> list[Any]:
         path = data.path(utterance)
         stat = path.stat()
-        return [utterance, data.speakers.get(utterance), str(path), stat.st_size, stat.st_mtime_ns]
+        return [utterance, data.speakers.get(utterance), str(path.resolve()), stat.st_size, stat.st_mtime_ns]
 
     return _hash([entry(utterance) for utterance in utterances])
 

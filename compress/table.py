@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compress.units import (
+    NOT_MEASURED,
     format_bytes,
     format_count,
     format_interval,
@@ -82,11 +83,11 @@ def cells(figures: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         figures["variant"],
         figures["runtime"] or figures["format"],
-        figures["precision"],
+        figures["precision"] or NOT_MEASURED,
         format_count(figures["params"]),
         format_bytes(figures["size_bytes"]),
         format_percent(figures["eer"]) + interval,
-        "–" if flips is None else f"{flips} of {trials}",
+        NOT_MEASURED if flips is None else f"{flips:,} of {trials:,}",
         format_ms(latency["p50"] if latency else None),
         format_speedup(figures["speedup"]),
         figures["status"],

@@ -1,19 +1,27 @@
 """Fixtures shared by all tests."""
 
+import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+import safetensors.torch
+import soundfile
 import torch
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from compress.artifact import Artifact, FrontEnd
 from compress.data import DataFolder, embedded_data
 from compress.models.campplus import CAMPPlus
-from compress.passes import PTQ, Context, Onnx
+from compress.passes import PTQ, TRT, Context, Onnx, Prune
+from compress.pipeline import RunConfig, run
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -28,7 +36,7 @@ def bench_data() -> Path:
 
 
 class Tiny(nn.Module):
-    """A small network that the package does not know: two TDNN layers, attentive mean, standard deviation, embedding."""
+    """A small network that the package does not know: two TDNN layers, attentive mean and deviation, embedding."""
 
     def __init__(self, num_mel_bins: int = 16, channels: int = 48, embedding_size: int = 24) -> None:
         super().__init__()
@@ -48,7 +56,7 @@ class Tiny(nn.Module):
 
 @torch.no_grad()
 def settle(model: nn.Module, num_mel_bins: int) -> nn.Module:
-    """Give batch norms a random affine part and the statistics of noise, so that no layer passes its input as it is."""
+    """Give batch norms random scales and offsets and the statistics of noise, so that they all matter."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.momentum = 1.0
@@ -110,21 +118,33 @@ def small_campplus() -> Artifact:
 
 
 @pytest.fixture(scope="session")
-def small_campplus_onnx(small_campplus: Artifact) -> Artifact:
-    return Onnx().run(small_campplus, Context())
-
-
-@pytest.fixture(scope="session")
-def small_campplus_int8(small_campplus_onnx: Artifact, noise) -> Artifact:
-    calibration = [lambda features=features: features for features in noise(10, 80)]
-    return PTQ(utterances=10).run(small_campplus_onnx, Context(calibration=calibration))
+def campplus() -> Artifact:
+    """CAM++ with the embedded trained weights."""
+    return Artifact.open("campplus")
 
 
 @pytest.fixture(scope="session")
 def speech_features() -> list[np.ndarray]:
-    """Features (frames, 80) of 24 utterances of the embedded speech."""
+    """Features (frames, 80) of 24 utterances of the embedded speech, of different lengths."""
     data = DataFolder.read(embedded_data()).calibration(count=24)
     return [FrontEnd()(data.waveform(utterance, 16000)) for utterance in data.utterances]
+
+
+@pytest.fixture(scope="session")
+def speech_context(speech_features: list[np.ndarray]) -> Context:
+    """Calibration features for CAM++."""
+    return Context(calibration=[lambda features=features: features for features in speech_features])
+
+
+@pytest.fixture(scope="session")
+def campplus_onnx(campplus: Artifact) -> Artifact:
+    """The embedded CAM++ as ONNX: 20 s of export, made once for all tests."""
+    return Onnx().run(campplus, Context())
+
+
+@pytest.fixture(scope="session")
+def campplus_int8(campplus_onnx: Artifact, speech_context: Context) -> Artifact:
+    return PTQ(utterances=12).run(campplus_onnx, speech_context)
 
 
 @pytest.fixture
@@ -141,3 +161,101 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"a small disk needs the right to mount: {done.stderr.strip()}")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of 6 speakers, 3 utterances of 1 s each, with trials and a calibration list. Not to be changed."""
+    folder = tmp_path_factory.mktemp("speech") / "data"
+    (folder / "wav").mkdir(parents=True)
+    source = DataFolder.read(embedded_data())
+    speakers = sorted(set(source.speakers.values()))[:6]
+    chosen = [u for s in speakers for u in [u for u in source.utterances if source.speakers[u] == s][:3]]
+    for utterance in chosen:
+        soundfile.write(folder / "wav" / f"{utterance}.wav", source.waveform(utterance, 16000)[4000:20000], 16000)
+    scp = "".join(f"{utterance} wav/{utterance}.wav\n" for utterance in chosen)
+    pairs = [(a, b) for i, a in enumerate(chosen) for b in chosen[:i]]
+    trials = "".join(f"{int(source.speakers[a] == source.speakers[b])} {a} {b}\n" for a, b in pairs)
+    (folder / "wav.scp").write_text(scp)
+    (folder / "calib.scp").write_text(scp)
+    (folder / "utt2spk").write_text("".join(f"{utterance} {source.speakers[utterance]}\n" for utterance in chosen))
+    (folder / "trials").write_text(trials)
+    return folder
+
+
+@pytest.fixture
+def own_speech(speech_folder: Path, tmp_path: Path) -> Path:
+    """A copy of ``speech_folder`` to break."""
+    return Path(shutil.copytree(speech_folder, tmp_path / "speech"))
+
+
+@pytest.fixture(scope="session")
+def tiny_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX file of 6 thousand weights: two layers, the mean over time, an embedding of 24. Runs in microseconds."""
+    rng = np.random.default_rng(0)
+    shapes = {"w1": (80, 48), "b1": (48,), "w2": (48, 32), "w3": (32, 24), "b3": (24,)}
+    weights = {
+        name: (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32) for name, shape in shapes.items()
+    }
+    nodes = [
+        helper.make_node("MatMul", ["feats", "w1"], ["product"], "first"),
+        helper.make_node("Add", ["product", "b1"], ["sum"], "bias"),
+        helper.make_node("Relu", ["sum"], ["hidden"], "relu1"),
+        helper.make_node("MatMul", ["hidden", "w2"], ["product2"], "second"),
+        helper.make_node("Relu", ["product2"], ["hidden2"], "relu2"),
+        helper.make_node("ReduceMean", ["hidden2", "axes"], ["pooled"], "pool", keepdims=0),
+        helper.make_node("Gemm", ["pooled", "w3", "b3"], ["embedding"], "embed"),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("feats", ["batch", "frames", 80]), ("embedding", ["batch", 24]))
+    ]
+    initializers = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    initializers.append(numpy_helper.from_array(np.array([1]), "axes"))
+    graph = helper.make_graph(nodes, "tiny", ends[:1], ends[1:], initializers)
+    path = tmp_path_factory.mktemp("graph") / "tiny.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(small_campplus: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of ``small_campplus`` as a checkpoint file."""
+    path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
+    safetensors.torch.save_file(small_campplus.module.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished_run(small_checkpoint: Path, speech_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of ``prune,ptq,trt`` over the small CAM++. Not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    passes = (Prune(ratio=0.3, bn_utterances=8), PTQ(utterances=8), TRT())
+    config = RunConfig(
+        passes, str(small_checkpoint), "campplus", data=str(speech_folder), out=str(folder), timing_s=0.0
+    )
+    run(config)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_graph: Path, speech_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of ``ptq,trt`` over the tiny graph. Not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    run(RunConfig((PTQ(utterances=8), TRT()), str(tiny_graph), data=str(speech_folder), out=str(folder), timing_s=0.0))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lasting() -> Callable[[Path], dict[str, Any]]:
+    """Reads the table of a run folder without what differs from run to run: times, memory and the folder's name."""
+
+    def read(folder: Path) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((folder / "table.json").read_text())
+        del found["created"], found["run"]
+        for figures in found["rows"]:
+            for name in ("latency_ms", "e2e_latency_ms", "speedup", "rtf", "qps", "peak_rss_bytes", "build_s"):
+                del figures[name]
+        return found
+
+    return read

@@ -33,7 +33,7 @@ class Bars:
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
         """Show a bar while items are worked on; where standard error is no terminal, a line at the end."""
         count = length(items, total)
-        with RichProgress(*columns(), console=self.console, transient=True) as bars:
+        with self._bars() as bars:
             task = bars.add_task(description, total=count)
             for item in items:
                 yield item
@@ -43,9 +43,13 @@ class Bars:
     @contextmanager
     def counter(self, description: str) -> Iterator[Callable[[int, int], None]]:
         """Show a bar that is moved by calls of (done, total)."""
-        with RichProgress(*columns(), console=self.console, transient=True) as bars:
+        with self._bars() as bars:
             task = bars.add_task(description)
             yield lambda done, total: bars.update(task, completed=done, total=total)
+
+    def _bars(self) -> RichProgress:
+        """Bars that vanish when done; none where standard error is no terminal."""
+        return RichProgress(*columns(), console=self.console, transient=True, disable=not self.console.is_terminal)
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:

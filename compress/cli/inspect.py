@@ -16,7 +16,7 @@ from compress.data import DataFolder, embedded_data
 from compress.errors import InputError, ModelError
 from compress.evaluation.latency import speedup, time_interleaved
 from compress.evaluation.speakers import Verification, measure, typical_waveform
-from compress.files import read_json
+from compress.files import read_json, replaced_file
 from compress.runners import Runner, open_runner
 from compress.units import format_bytes, format_interval, format_ms, format_percent, format_speedup
 
@@ -75,7 +75,7 @@ def bench_command(
     Bars().say(f"timing {len(models)} models on {seconds:g} s of audio, {threads} thread(s)")
     timings = time_interleaved(calls, budget_s=budget * len(models))
     faster = speedup(timings, "model 0")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "model": model,
             "runtime": runner.runtime,
@@ -93,7 +93,8 @@ def bench_command(
         latency, whole = figures["latency_ms"], figures["e2e_latency_ms"]
         click.echo(
             f"{figures['model']} ({figures['runtime']}): model p50 {format_ms(latency['p50'])}, p95"
-            f" {format_ms(latency['p95'])}, p99 {format_ms(latency['p99'])}; from samples p50 {format_ms(whole['p50'])};"
+            f" {format_ms(latency['p95'])}, p99 {format_ms(latency['p99'])}; from samples p50"
+            f" {format_ms(whole['p50'])};"
             f" {format_speedup(figures['speedup'])} over {figures['runs']} rounds"
         )
 
@@ -129,6 +130,10 @@ def check_command(folder: Path) -> None:
     artifact = Artifact.load(folder)
     click.echo(f"{folder}: {artifact.format.value}, {artifact.precision}, {artifact.params:,} parameters")
     click.echo(f"files: {len(artifact.payload)} with the recorded SHA-256, {format_bytes(artifact.size_bytes)}")
+    if artifact.deferred:
+        click.echo(f"golden outputs: none yet. {artifact.deferred.reason} On the target run in this folder:")
+        click.echo(f"    {artifact.deferred.command}")
+        return
     if not artifact.golden:
         raise ModelError(f"{folder} has no golden outputs to verify. They are written by `compress run`.")
     worst = golden_cosine(open_runner(artifact), artifact)
@@ -161,8 +166,8 @@ def embed_command(model: str, audio: tuple[str, ...], out: Path | None, arch: st
     rate = runner.artifact.front_end.sample_rate
     embeddings = {path: runner.embed(read_audio(path, rate), rate) for path in audio}
     if out is not None:
-        with out.open("wb") as stream:
-            np.savez(stream, **embeddings)
+        with replaced_file(out) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, **embeddings)  # type: ignore[arg-type]
         click.echo(f"{out}: {len(embeddings)} embeddings of width {runner.artifact.embedding_size}")
         return
     for path, embedding in embeddings.items():

@@ -11,8 +11,6 @@ from compress import __version__, machine
 from compress.models import ARCHITECTURES
 from compress.passes import passes
 
-EXTRAS = {"openvino": "the openvino pass", "tensorrt": "building engines here"}
-
 
 @click.command("passes")
 def passes_command() -> None:
@@ -46,16 +44,16 @@ def doctor_command() -> None:
         **{name: _version(name) for name in ("torch", "onnx", "onnxruntime", "soundfile", "av")},
         "nvidia driver": f"CUDA {cuda.driver}" if cuda.driver else cuda.missing,
         "gpus": ", ".join(f"{g.name} (SM {g.compute_capability[0]}.{g.compute_capability[1]})" for g in cuda.gpus)
-        or "none; the trt pass is deferred to the target",
+        or "none",
+        "tensorrt engines": "built on the target by trtexec; the trt pass writes the graph and the command",
         "trtexec": shutil.which("trtexec") or "not found; it comes with TensorRT and JetPack",
-        **{name: _version(name, use) for name, use in EXTRAS.items()},
     }
     for name, text in lines.items():
         click.echo(f"{name:<18}{text}")
 
 
-def _version(name: str, use: str | None = None) -> str:
+def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return f"not installed (for {use})" if use else "NOT INSTALLED, but needed: pip install speech-compress again"
+        return "NOT INSTALLED, but needed: install speech-compress again"

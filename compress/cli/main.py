@@ -7,9 +7,8 @@ from typing import Any
 import click
 
 from compress import __version__
+from compress.cli import DONE, INTERRUPTED, WRONG_INPUT
 from compress.errors import CompressError, unknown_name
-
-DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 # Subcommand -> the module and function that hold it; imported when it is called, so that --help is quick.
 COMMANDS = {
@@ -74,11 +73,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def exit_code(arguments: list[str]) -> int:
     """Run the command line; returns the exit code."""
+    debug = "--debug" in arguments  # wherever it stands: it is typed after the command that went wrong
+    arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         outcome: Any = cli.main(args=arguments, prog_name="compress", standalone_mode=False)
         return outcome if isinstance(outcome, int) else DONE
     except CompressError as error:
-        if "--debug" in arguments:
+        if debug:
             traceback.print_exc()
         click.echo(f"error: {error}", err=True)
         return WRONG_INPUT
@@ -87,6 +88,11 @@ def exit_code(arguments: list[str]) -> int:
         return WRONG_INPUT
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted.", err=True)
+        return INTERRUPTED
+    except ImportError as error:
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        click.echo("interrupted.", err=True)  # while a native module was loaded, which reports it as its own failure
         return INTERRUPTED
     except BrokenPipeError:  # the reader, such as head, closed standard output
         sys.stderr.close()

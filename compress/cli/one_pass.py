@@ -10,7 +10,7 @@ import click
 from compress.artifact import Artifact
 from compress.cli.display import Bars
 from compress.data import DataFolder, embedded_data
-from compress.errors import InputError
+from compress.data.folder import check_new
 from compress.passes import Context, Pass, build
 
 
@@ -50,12 +50,9 @@ def run_one(maker: Pass, model: str, out: str | None, arch: str | None, calib: s
     artifact = Artifact.open(model, arch)
     maker.check_input(artifact)
     folder = Path(out or f"{Path(model).stem or Path(model).name}-{maker.name}")
-    if folder.exists():
-        raise InputError(f"{folder} exists. Choose another --out folder.")
+    check_new(folder)
     wanted = maker.calibration_utterances
-    data = DataFolder.read(embedded_data()).calibration(count=wanted or None)
-    if calib is not None:
-        data = DataFolder(Path(calib).parent, {}).calibration(calib, count=wanted or None)
+    data = DataFolder.read(embedded_data()).calibration(calib, count=wanted or None)
     if dry_run:
         click.echo(f"{maker!r}\n{model}: {artifact.params:,} parameters, {artifact.format.value}\nwould write {folder}")
         return

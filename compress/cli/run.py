@@ -1,14 +1,16 @@
 """``compress run``."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from compress.cli import DONE, FAILED, INTERRUPTED
 from compress.cli.display import Bars, print_rows
-from compress.config import apply_settings, from_mapping, read_yaml
-from compress.pipeline import Plan, plan, run
+from compress.config import RunConfig, apply_settings, from_mapping, listed_passes, read_yaml
+from compress.pipeline import Plan, Run, plan
 
 
 @click.command("run")
@@ -23,6 +25,7 @@ from compress.pipeline import Plan, plan, run
 @click.option("--out", metavar="DIR", help="Run folder. Default: runs/MODEL-PASSES.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Device of the PyTorch rows. Default: cpu.")
 @click.option("--threads", type=int, help="Threads of every runtime while latency is measured. Default: 1.")
+@click.option("--timing-s", type=float, metavar="SECONDS", help="Time spent on timing each row. Default: 5.")
 @click.option("--resume", is_flag=True, help="Reuse the finished steps of an earlier run in the same folder.")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; write nothing.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if a step was deferred.")
@@ -41,24 +44,40 @@ def run_command(
 
     MODEL is a registry name (default: campplus), a checkpoint with --arch, an artifact folder or an .onnx file.
     """
-    values = read_yaml(config) if config else {}
-    values |= {name: value for name, value in given.items() if value is not None}
-    if passes is not None:
-        values["passes"] = [name for name in passes.split(",") if name]
-    if assignments:
-        values["passes"] = apply_settings(values.get("passes", ()), assignments)
-    settings = from_mapping(values, str(config) if config else "the command line")
+    planned = plan(read_config(config, passes, assignments, given))
     if dry_run:
-        print_plan(plan(settings))
-        return 0
-    result = run(settings, resume, Bars())
+        print_plan(planned)
+        return DONE
+    try:
+        result = Run(planned, resume, Bars()).execute()
+    except KeyboardInterrupt:
+        click.echo(f"\ninterrupted. The same command with --resume goes on in {planned.config.folder}.", err=True)
+        return INTERRUPTED
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:
         print_rows(result["rows"])
-        click.echo(f"\n{settings.folder}: table.json, table.csv, table.md, report.html")
+        click.echo(f"\n{planned.config.folder}: table.json, table.csv, table.md, report.html")
     statuses = {figures["status"] for figures in result["rows"]}
-    return 1 if "failed" in statuses or (strict and "deferred" in statuses) else 0
+    return FAILED if "failed" in statuses or (strict and "deferred" in statuses) else DONE
+
+
+def read_config(
+    config: Path | None, passes: str | None, assignments: Sequence[str], given: Mapping[str, Any]
+) -> RunConfig:
+    """Read the configuration from a YAML file and the options, which take precedence.
+
+    Raises:
+        SettingError: For an unknown key, pass or setting, or a value out of range.
+    """
+    source = str(config) if config else "the command line"
+    values = read_yaml(config) if config else {}
+    values |= {name: value for name, value in given.items() if value is not None}
+    if passes is not None:
+        values["passes"] = passes
+    if assignments:
+        values["passes"] = apply_settings(listed_passes(values.get("passes"), source), assignments)
+    return from_mapping(values, source)
 
 
 def print_plan(planned: Plan) -> None:

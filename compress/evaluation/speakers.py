@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.audio import probe
 from compress.data import DataFolder, Trials
 from compress.errors import InputError
 from compress.evaluation.verification import (
@@ -27,6 +28,19 @@ from compress.runners import Runner
 Array = NDArray[np.float32]
 
 
+def check_header(path: Path) -> None:
+    """Look at an audio file without decoding it.
+
+    Raises:
+        InputError: If the file is missing, empty, cut short, no audio, or has less than one frame.
+    """
+    info = probe(path)
+    try:
+        num_frames(info.num_samples, info.sample_rate)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
 @dataclass(frozen=True, eq=False)
 class Verification:
     """A trial list with its audio, ready to be embedded by any runner."""
@@ -41,7 +55,8 @@ class Verification:
         """Read a trial list and the speakers of its utterances.
 
         Raises:
-            InputError: As :meth:`DataFolder.trials`, or if an utterance has no speaker or no audio file.
+            InputError: As :meth:`DataFolder.trials`, or if an utterance has no speaker or no audio file, or one
+                whose header tells that it cannot be used.
         """
         listed = folder.trials(trials)
         missing = [u for u in listed.utterances if not folder.path(u).is_file()]
@@ -50,6 +65,8 @@ class Verification:
                 f"{folder.path(missing[0])}: no such audio file ({len(missing)} of the trial list's"
                 f" {len(listed.utterances)} are missing). `compress data check {folder.root}` names them all."
             )
+        for utterance in listed.utterances:
+            check_header(folder.path(utterance))
         speakers = np.array([folder.speaker(utterance) for utterance in listed.utterances])
         return cls(folder, listed, speakers[listed.enroll], speakers[listed.test])
 
@@ -74,14 +91,14 @@ class Verification:
         sample_rate = runner.artifact.front_end.sample_rate
         waveform = self.folder.waveform(utterance, sample_rate)
         try:
-            num_frames(len(waveform), sample_rate)
+            return runner.embed(waveform, sample_rate)
         except InputError as error:
             raise InputError(f"{self.folder.path(utterance)}: {error}") from error
-        return runner.embed(waveform, sample_rate)
 
     def scores(self, embeddings: Array) -> NDArray[np.float64]:
         """Cosine scores of the trials, (trials,)."""
-        return cosine_scores(embeddings.astype(np.float64), self.trials.enroll, self.trials.test)
+        scores = cosine_scores(embeddings.astype(np.float64), self.trials.enroll, self.trials.test)
+        return scores.astype(np.float64, copy=False)
 
 
 @dataclass(frozen=True)
@@ -101,7 +118,7 @@ class Figures:
 
 
 def measure(data: Verification, embeddings: Array, baseline: Array | None = None) -> Figures:
-    """Measure embeddings (utterances, embedding_size) on the trials, and against the baseline's on the same utterances."""
+    """Measure embeddings (utterances, embedding_size) on the trials, and against the baseline's."""
     labels, scores = data.trials.labels, data.scores(embeddings)
     rate, threshold = eer(labels, scores)
     figures: dict[str, object] = {}

@@ -230,7 +230,7 @@ class CAMPPlus(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mean-normalised Fbank (batch, frames, feat_dim) -> embedding (batch, embedding_size), not length-normalised."""
+        """Mean-normalised Fbank (batch, frames, feat_dim) -> (batch, embedding_size), not length-normalised."""
         layers = self.xvector
         x = layers["tdnn"](self.head(x.transpose(1, 2)))
         segments = segments_of(x.shape[-1], x)

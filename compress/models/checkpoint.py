@@ -1,6 +1,8 @@
 """Reading checkpoints without running code from them."""
 
 import pickle
+import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +14,11 @@ from torch import Tensor, nn
 from compress.errors import ModelError
 
 TORCH_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
+# What PyTorch's reader raises for damaged bytes, depending on where it meets them.
+BROKEN_PICKLE = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError),
+    *(AssertionError, OSError, struct.error),
+)
 CHECKPOINT_SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
 
 
@@ -31,9 +38,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]  # type: ignore[assignment]
+    nameless = [key for key in state if not isinstance(key, str)]
     wrong = [key for key, value in state.items() if not isinstance(value, Tensor)]
-    if wrong or not state:
+    if nameless or wrong or not state:
         found = f"key '{wrong[0]}' is not a tensor" if wrong else "it is empty"
+        found = f"key '{nameless[0]}' is not a name" if nameless else found
         raise ModelError(f"{path} is not a flat state dict: {found}. Save model.state_dict().")
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
@@ -81,13 +90,15 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path} holds pickled Python objects beside tensors; they are refused, because loading them would run"
-            " code. Save model.state_dict() alone, best as safetensors."
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        with warnings.catch_warnings():  # about the format of a file that is then refused, or read well
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except BROKEN_PICKLE as error:
+        if "GLOBAL" in str(error) or "TorchScript" in str(error):
+            raise ModelError(
+                f"{path} holds pickled Python objects beside tensors; they are refused, because loading them would run"
+                " code. Save model.state_dict() alone, best as safetensors."
+            ) from error
         raise ModelError(f"{path} is not a readable PyTorch checkpoint. Is it truncated?") from error
     if not isinstance(state, Mapping):
         raise ModelError(f"{path} holds a {type(state).__name__}, not a state dict. Save model.state_dict().")

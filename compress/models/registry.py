@@ -89,8 +89,12 @@ def load_with_arguments(path: Path, arch: str | None) -> tuple[nn.Module, dict[s
     state = read_state_dict(path)
     try:
         arguments = network.infer_arguments({key: value.shape for key, value in state.items()})
-    except (KeyError, IndexError) as error:
+        model = network.build(**arguments)
+    except KeyError as error:
         raise ModelError(f"{path} does not fit {arch}: missing {error.args[0]}. Is --arch right?") from error
-    model = network.build(**arguments)
+    except (IndexError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise ModelError(
+            f"{path} does not fit {arch}: its shapes give no network ({error}). Is --arch right?"
+        ) from error
     load_into(model, state, str(path))
     return model.eval(), arguments

@@ -5,8 +5,8 @@ import types
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from compress.artifact import Artifact, Format, Step
 from compress.errors import InputError, ModelError, SettingError, unknown_name
 
 Array = NDArray[np.float32]
+
+T = TypeVar("T")
 
 
 def _ignore(_: str) -> None:
@@ -48,8 +50,13 @@ class Context:
                 f"{name}: {wanted} calibration utterances were asked for, the list has {len(self.calibration)}."
                 f" Give a longer --calib list or set {name}={len(self.calibration)}."
             )
-        places = np.linspace(0, len(self.calibration), wanted, endpoint=False).astype(int)
-        return [self.calibration[i] for i in places]
+        return spread(self.calibration, wanted)
+
+
+def spread(items: Sequence[T], wanted: int) -> list[T]:
+    """Take ``wanted`` items, spread evenly over the list."""
+    places = np.linspace(0, len(items), wanted, endpoint=False).astype(int)
+    return [items[i] for i in places]
 
 
 @dataclass(frozen=True)
@@ -82,8 +89,8 @@ class Pass(ABC):
             ModelError: Naming both formats.
         """
         if artifact.format != self.accepts or artifact.deferred is not None:
-            what = "a deferred" if artifact.deferred else f"a {artifact.format.value}"
-            raise ModelError(f"{self.name} takes a {self.accepts.value} artifact, not {what} one.")
+            what = "deferred" if artifact.deferred else artifact.format.value
+            raise ModelError(f"{self.name} takes {self.accepts.value} artifacts; this one is {what}.")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -118,14 +125,16 @@ def _read(name: str, value: Any, wanted: Any) -> Any:
             return None
         return _read(name, value, next(a for a in arguments if a is not type(None)))
     if origin is tuple:
-        items = value.split(",") if isinstance(value, str) else list(value)
+        if not isinstance(value, (str, list, tuple)):
+            raise SettingError(f"{name} must be a list, got {value!r}.")
+        items = value.split(",") if isinstance(value, str) else value
         return tuple(_read(name, item, arguments[0]) for item in items if item != "")
     if wanted is bool and isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     convertible = isinstance(value, str) or (type(value) is int and wanted is float) or type(value) is wanted
     try:
-        if wanted is bool and type(value) is not bool or not convertible:
+        if (wanted is bool and type(value) is not bool) or not convertible:
             raise ValueError
         return wanted(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise SettingError(f"{name} must be {wanted.__name__}, got {value!r}.") from None

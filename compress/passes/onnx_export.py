@@ -17,6 +17,7 @@ from compress.errors import ModelError, SettingError
 from compress.onnx_file import ONNX_OPSETS
 from compress.passes.base import Array, Context, Pass
 from compress.runners import OnnxRuntimeRunner
+from compress.runners.base import MIN_FRAMES
 
 if TYPE_CHECKING:
     import onnx
@@ -70,7 +71,7 @@ def export(model: nn.Module, num_mel_bins: int, opset: int) -> "onnx.ModelProto"
         ModelError: If the exporter fails, or silently fixes the batch or frames axis.
     """
     example = torch.zeros(*SAMPLE_SHAPE, num_mel_bins)
-    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("frames", min=3)}
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("frames", min=MIN_FRAMES)}
     with _quiet():
         try:
             program = torch.onnx.export(
@@ -85,7 +86,7 @@ def export(model: nn.Module, num_mel_bins: int, opset: int) -> "onnx.ModelProto"
                 verbose=False,
             )
         except Exception as error:
-            raise ModelError(f"onnx: the network cannot be exported: {error}") from error
+            raise ModelError(f"onnx: the network cannot be exported: {first_line(error.__cause__ or error)}") from error
     assert program is not None, "torch.onnx.export returns a program when dynamo is on and no file is given"
     graph = program.model_proto
     strip_traces(graph)
@@ -135,11 +136,22 @@ def parity(model: nn.Module, exported: Artifact, threads: int) -> float:
     worst = 0.0
     for batch, frames in PARITY_SHAPES:
         features: Array = rng.standard_normal((batch, frames, exported.front_end.num_mel_bins), dtype=np.float32)
-        with torch.inference_mode():
-            expected = model(torch.from_numpy(features)).numpy()
+        try:
+            with torch.inference_mode():
+                expected = model(torch.from_numpy(features)).numpy()
+        except RuntimeError as error:
+            raise ModelError(
+                f"onnx: the network does not run on {batch} x {frames} frames ({first_line(error)}); a deployed one"
+                " must take utterances of any length."
+            ) from error
         difference = np.abs(runner.run(features) - expected).max() / np.abs(expected).max()
         worst = max(worst, float(difference))
     return worst
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, without the pages of advice that exporters add."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @contextlib.contextmanager

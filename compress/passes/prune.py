@@ -37,8 +37,8 @@ class Prune(Pass):
             raise SettingError(f"prune.scope must be uniform or global, got '{self.scope}'.")
         if self.round_to is not None and self.round_to < 1:
             raise SettingError(f"prune.round_to must be at least 1, got {self.round_to}.")
-        if self.bn_utterances < 0:
-            raise SettingError(f"prune.bn_utterances must not be negative, got {self.bn_utterances}.")
+        if self.bn_utterances < 0 or self.bn_utterances == 1:
+            raise SettingError(f"prune.bn_utterances must be 0 or at least 2, got {self.bn_utterances}.")
 
     @property
     def calibration_utterances(self) -> int:

@@ -1,6 +1,6 @@
 """TensorRT: a graph that its parser takes, and the command that builds the engine on the target."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from compress.artifact import FILE_NAMES, Artifact, Deferral, Format
@@ -48,7 +48,8 @@ class TRT(Pass):
             notes = ["INT8 with FP16 elsewhere: activations S8 symmetric, biases in float, as its parser demands"]
         deferral = Deferral(self.reason(), self.command(graph.graph.input[0].name, artifact))
         files = {FILE_NAMES[Format.ONNX]: graph.SerializeToString()}
-        return artifact.with_files(files, self.step(*notes), Format.TENSORRT, artifact.precision, deferral)
+        waiting = artifact.with_files(files, self.step(*notes), Format.TENSORRT, artifact.precision, deferral)
+        return replace(waiting, golden=artifact.golden)  # what the engine's outputs are to be compared with
 
     def reason(self) -> str:
         """Why no engine is built here."""

@@ -9,9 +9,14 @@ from numpy.typing import NDArray
 
 from compress.artifact import Artifact, Format
 from compress.audio import check_waveform, resample
-from compress.errors import ModelError
+from compress.errors import InputError, ModelError
 
 Array = NDArray[np.float32]
+
+
+# Under it, statistics over time are not defined after a stride of 2. A float network gives NaN then, but a
+# quantized one gives numbers that mean nothing.
+MIN_FRAMES = 3
 
 
 class Runner(ABC):
@@ -55,10 +60,16 @@ class Runner(ABC):
             (embedding_size,), not length-normalised.
 
         Raises:
-            InputError: If the waveform is empty, too short for one frame, all zero, or holds NaN.
+            InputError: If the waveform is empty, too short, all zero, or holds NaN.
+            ModelError: If the network gives NaN or infinite values.
         """
         front_end = self.artifact.front_end
         check_waveform(waveform, "waveform")
         features = front_end(resample(waveform, sample_rate, front_end.sample_rate))
+        length = f"{len(waveform) / sample_rate:.3f} s ({len(features)} frames)"
+        if len(features) < MIN_FRAMES:
+            raise InputError(f"a waveform of {length} is too short for an embedding. Give a longer one; 1 s is better.")
         embedding: Array = self.run(features[None])[0]
+        if not np.isfinite(embedding).all():
+            raise ModelError(f"{self.runtime}: the embedding of a waveform of {length} is not a number.")
         return embedding

@@ -66,7 +66,8 @@ def read_recipe(path: Path) -> Recipe:
     values = dict(values)
     if "augmentation" in values:
         values["augmentation"] = _checked(Augmentation, values["augmentation"], f"{path}: augmentation")
-    return _checked(Recipe, values, str(path))
+    recipe: Recipe = _checked(Recipe, values, str(path))
+    return recipe
 
 
 def to_yaml(recipe: Recipe) -> str:

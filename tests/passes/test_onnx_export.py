@@ -1,0 +1,164 @@
+"""Export to ONNX: equal to PyTorch at every shape, with nothing of this machine in the file."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from compress.artifact import Artifact, FrontEnd
+from compress.errors import ModelError, SettingError
+from compress.passes import Context, Onnx
+from compress.passes.onnx_export import PARITY_SHAPES
+from compress.runners import OnnxRuntimeRunner, TorchRunner
+
+FRONT_END = FrontEnd(num_mel_bins=16)
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    assert actual.shape == expected.shape
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+def features_of(batch: int, frames: int, num_mel_bins: int) -> np.ndarray:
+    return np.random.default_rng(frames).standard_normal((batch, frames, num_mel_bins)).astype(np.float32)
+
+
+@settings(deadline=None, max_examples=40)
+@given(batch=st.integers(1, 5), frames=st.integers(3, 500))
+def test_export_equals_pytorch_at_any_shape(tiny: Artifact, tiny_onnx: Artifact, batch: int, frames: int) -> None:
+    features = features_of(batch, frames, 16)
+    assert relative_error(OnnxRuntimeRunner(tiny_onnx, 1).run(features), TorchRunner(tiny, 1).run(features)) <= 1e-4
+
+
+def test_campplus_equals_pytorch_around_its_segments(campplus: Artifact, campplus_onnx: Artifact) -> None:
+    torch_runner, onnx_runner = TorchRunner(campplus, 1), OnnxRuntimeRunner(campplus_onnx, 1)
+    for batch, frames in ((1, 5), (1, 97), (2, 100), (1, 199), (3, 200), (1, 201), (1, 345), (2, 402)):
+        features = features_of(batch, frames, 80)
+        assert relative_error(onnx_runner.run(features), torch_runner.run(features)) <= 1e-4, (batch, frames)
+
+
+def test_parity_is_checked_under_a_segment_and_off_its_multiples(tiny_onnx: Artifact) -> None:
+    frames = [length for _, length in PARITY_SHAPES]
+    assert len(PARITY_SHAPES) >= 4
+    assert min(frames) < 100
+    assert any(length % 100 for length in frames)
+    assert len({batch for batch, _ in PARITY_SHAPES}) > 1
+    assert "1x97" in tiny_onnx.history[-1].notes[0]
+
+
+@pytest.mark.parametrize("name", ["tiny_onnx", "campplus_onnx", "tiny_int8", "campplus_int8"])
+def test_batch_and_frames_stay_dynamic(request, name: str) -> None:
+    artifact: Artifact = request.getfixturevalue(name)
+    graph = onnx.load_from_string(artifact.onnx).graph
+    axes = [axis.dim_param or axis.dim_value for axis in graph.input[0].type.tensor_type.shape.dim]
+    assert axes == ["batch", "frames", artifact.front_end.num_mel_bins]
+    out = [axis.dim_param or axis.dim_value for axis in graph.output[0].type.tensor_type.shape.dim]
+    assert out == ["batch", artifact.embedding_size]
+    assert (graph.input[0].name, graph.output[0].name) == ("feats", "embedding")
+
+
+@pytest.mark.parametrize("name", ["tiny_onnx", "campplus_onnx", "tiny_int8", "campplus_int8"])
+def test_file_tells_nothing_of_this_machine(request, name: str) -> None:
+    data = request.getfixturevalue(name).onnx
+    for trace in (str(Path.cwd()), str(Path.home()), "site-packages", "/tmp", ".py", "Traceback", "stack_trace"):
+        assert trace.encode() not in data, trace
+
+
+def test_batch_norms_are_folded_where_a_convolution_precedes(campplus_onnx: Artifact) -> None:
+    kinds = [node.op_type for node in onnx.load_from_string(campplus_onnx.onnx).graph.node]
+    assert kinds.count("Conv") > 0
+    assert 0 < kinds.count("BatchNormalization") < kinds.count("Conv") / 2
+
+
+def test_metadata_tells_the_front_end(campplus_onnx: Artifact, campplus_int8: Artifact) -> None:
+    for artifact in (campplus_onnx, campplus_int8):
+        metadata = {entry.key: entry.value for entry in onnx.load_from_string(artifact.onnx).metadata_props}
+        assert metadata == {
+            "task": "sv",
+            "sample_rate": "16000",
+            "num_mel_bins": "80",
+            "window": "povey",
+            "framework": "3d-speaker",
+            "language": "English",
+            "output_dim": "192",
+            "normalize_samples": "1",
+            "feature_normalize_type": "global-mean",
+        }
+
+
+@pytest.mark.parametrize("opset", [18, 20, 23])
+def test_every_opset_is_written_as_asked(tiny: Artifact, opset: int) -> None:
+    result = Onnx(opset=opset).run(tiny, Context())
+    graph = onnx.load_from_string(result.onnx)
+    assert [entry.version for entry in graph.opset_import if entry.domain == ""] == [opset]
+    onnx.checker.check_model(graph, full_check=True)
+
+
+class Pooled(nn.Module):
+    """A linear layer and a mean over frames; what follows makes it unfit for other lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x).mean(1)
+
+
+class DividesByPythonCount(Pooled):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x).sum(1) / int(x.shape[1])
+
+
+class WindowOfPythonCount(Pooled):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        window = torch.from_numpy(np.hanning(int(x.shape[1])).astype(np.float32))
+        return (self.linear(x) * window[:, None]).sum(1)
+
+
+class BranchesOnFrames(Pooled):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x).mean(1) if x.shape[1] > 200 else self.linear(x).sum(1)
+
+
+class BranchesOnValues(Pooled):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x).mean(1) if x.sum() > 0 else self.linear(x).sum(1)
+
+
+class LongOnly(Pooled):
+    def __init__(self) -> None:
+        super().__init__()
+        self.long = nn.Conv1d(4, 4, 150)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.long(self.linear(x).transpose(1, 2)).mean(-1)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (DividesByPythonCount, r"fixed the frames axis to the traced size; the network's code uses it"),
+        (WindowOfPythonCount, r"onnx: (the exporter fixed the frames axis|the network cannot be exported)"),
+        (BranchesOnFrames, r"onnx: (the exported graph differs from PyTorch|the exporter fixed the frames axis)"),
+        (BranchesOnValues, r"onnx: the network cannot be exported: .*data-dependent"),
+        (LongOnly, r"onnx: the network does not run on 1 x 97 frames .* utterances of any length"),
+    ],
+)
+def test_network_that_is_not_free_in_its_frames_is_refused(network: type[nn.Module], message: str) -> None:
+    torch.manual_seed(0)
+    artifact = Artifact.from_module(network(), FRONT_END)
+    with pytest.raises(ModelError, match=message) as caught:
+        Onnx().run(artifact, Context())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("opset", [11, 17, 24])
+def test_opset_out_of_range_is_told(opset: int) -> None:
+    with pytest.raises(SettingError, match=rf"onnx\.opset must be in 18\.\.23, got {opset}"):
+        Onnx(opset=opset)

@@ -1,0 +1,237 @@
+"""Q/DQ graphs: where it is placed, of which type, and the rewriting for TensorRT."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.artifact import Artifact
+from compress.errors import ModelError
+from compress.onnx_file import open_session
+from compress.passes.qdq import count_quantized, for_tensorrt, insert_qdq, largest_magnitude
+
+QUANTIZED = ["tiny_int8", "campplus_int8"]
+
+
+def graph_of(artifact: Artifact) -> onnx.ModelProto:
+    return onnx.load_from_string(artifact.onnx)
+
+
+def tensors_of(model: onnx.ModelProto) -> dict[str, TensorProto]:
+    return {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+def nodes_of(model: onnx.ModelProto, kind: str) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.op_type == kind]
+
+
+def makers_of(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    return {output: node for node in model.graph.node for output in node.output}
+
+
+def cosines(left: onnx.ModelProto, right: onnx.ModelProto, utterances: list[np.ndarray]) -> np.ndarray:
+    sessions = [open_session(model.SerializeToString(), 1) for model in (left, right)]
+    found = []
+    for features in utterances:
+        a, b = (session.run(None, {"feats": features[None]})[0][0] for session in sessions)
+        found.append(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+    return np.array(found)
+
+
+@given(scale=st.floats(1e-6, 1e3), zero_point=st.integers(0, 255))
+def test_symmetric_range_holds_the_unsigned_one(scale: float, zero_point: int) -> None:
+    low, high = (0 - zero_point) * scale, (255 - zero_point) * scale
+    magnitude = float(largest_magnitude(np.float32(scale), np.uint8(zero_point)))
+    assert magnitude == pytest.approx(max(-low, high), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_weights_are_s8_per_channel_and_activations_u8(request, name: str) -> None:
+    model = graph_of(request.getfixturevalue(name))
+    tensors, makers = tensors_of(model), makers_of(model)
+    convolutions = nodes_of(model, "Conv")
+    assert convolutions
+    for node in convolutions:
+        weight = makers[node.input[1]]
+        assert weight.op_type == "DequantizeLinear"
+        stored, scale, zero_point = (tensors[name] for name in weight.input)
+        assert (stored.data_type, zero_point.data_type) == (TensorProto.INT8, TensorProto.INT8)
+        assert list(scale.dims) == [stored.dims[0]], "one scale for each output channel"
+        assert not numpy_helper.to_array(zero_point).any()
+        activation = makers[node.input[0]]
+        assert activation.op_type == "DequantizeLinear"
+        assert tensors[activation.input[2]].data_type == TensorProto.UINT8
+        assert list(tensors[activation.input[1]].dims) in ([], [1])
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_products_of_two_activations_stay_in_float(request, name: str) -> None:
+    model = graph_of(request.getfixturevalue(name))
+    tensors, makers = tensors_of(model), makers_of(model)
+
+    def is_constant(value: str) -> bool:
+        return value in tensors or (
+            value in makers and makers[value].op_type == "DequantizeLinear" and makers[value].input[0] in tensors
+        )
+
+    products = [node for node in nodes_of(model, "MatMul") if not any(map(is_constant, node.input))]
+    assert products, "both networks pool by a matrix product"
+    for node in products:
+        # One input may share the Q/DQ of a convolution; a runtime multiplies in INT8 only where both have one.
+        assert any(makers[value].op_type != "DequantizeLinear" for value in node.input if value in makers)
+
+
+@pytest.mark.parametrize(("name", "parent"), [("tiny_int8", "tiny_onnx"), ("campplus_int8", "campplus_onnx")])
+def test_every_weighted_operator_is_counted(request, name: str, parent: str) -> None:
+    model, original = (graph_of(request.getfixturevalue(fixture)) for fixture in (name, parent))
+    weights = tensors_of(original)
+    expected = sum(
+        len(node.input) > 1 and node.input[1] in weights
+        for node in original.graph.node
+        if node.op_type in ("Conv", "Gemm", "MatMul")
+    )
+    assert count_quantized(original) == (0, expected)
+    assert count_quantized(model) == (expected, expected)
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_reduced_range_is_seven_bits(tiny_onnx: Artifact, noise, bits: int) -> None:
+    model = insert_qdq(graph_of(tiny_onnx), iter(noise(4, 16)), reduce_range=bits == 7)
+    largest = max(
+        int(np.abs(numpy_helper.to_array(tensor).astype(int)).max())
+        for tensor in model.graph.initializer
+        if tensor.data_type == TensorProto.INT8 and tensor.dims
+    )
+    assert largest == {7: 64, 8: 127}[bits]
+
+
+def test_ranges_are_the_extremes_of_all_utterances_whatever_their_length(tiny_onnx: Artifact) -> None:
+    rng = np.random.default_rng(0)
+    utterances = [rng.standard_normal((frames, 16)).astype(np.float32) for frames in (3, 50, 97, 400)]
+    utterances[2][5, 5], utterances[0][0, 0] = 9.0, -7.0
+    model = insert_qdq(graph_of(tiny_onnx), iter(utterances), reduce_range=False)
+    tensors = tensors_of(model)
+    first = nodes_of(model, "QuantizeLinear")[0]
+    assert list(makers_of(model)[first.input[0]].input) == ["feats"], "the features, transposed"
+    scale, zero = (float(numpy_helper.to_array(tensors[name])) for name in first.input[1:3])
+    assert -zero * scale == pytest.approx(-7.0, abs=scale)
+    assert (255 - zero) * scale == pytest.approx(9.0, abs=scale)
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_tensorrt_graph_is_signed_symmetric_with_float_biases(request, name: str) -> None:
+    model = for_tensorrt(graph_of(request.getfixturevalue(name)))
+    onnx.checker.check_model(model, full_check=True)
+    tensors = tensors_of(model)
+    quantizers = [*nodes_of(model, "QuantizeLinear"), *nodes_of(model, "DequantizeLinear")]
+    assert quantizers
+    for node in quantizers:
+        zero_point = tensors[node.input[2]]
+        assert zero_point.data_type == TensorProto.INT8
+        assert not numpy_helper.to_array(zero_point).any()
+        assert (numpy_helper.to_array(tensors[node.input[1]]) > 0).all()
+    assert TensorProto.INT32 not in {tensor.data_type for tensor in tensors.values()}
+    for node in nodes_of(model, "DequantizeLinear"):
+        assert node.input[0] not in tensors or tensors[node.input[0]].data_type == TensorProto.INT8
+    used = {value for node in model.graph.node for value in node.input}
+    assert set(tensors) <= used, "nothing is left over"
+
+
+def test_tensorrt_graph_of_a_tiny_network_gives_the_same_embeddings(tiny_int8: Artifact, noise) -> None:
+    model = graph_of(tiny_int8)
+    assert cosines(model, for_tensorrt(model), noise(12, 16, seed=1)).min() >= 0.99
+
+
+def test_tensorrt_graph_of_campplus_gives_the_same_embeddings(campplus_int8: Artifact, speech_features) -> None:
+    model = graph_of(campplus_int8)
+    assert cosines(model, for_tensorrt(model), speech_features[:6]).min() >= 0.99
+
+
+@pytest.mark.parametrize("name", ["tiny_onnx", "campplus_onnx"])
+def test_float_graph_comes_back_as_it_is(request, name: str) -> None:
+    data = request.getfixturevalue(name).onnx
+    assert for_tensorrt(onnx.load_from_string(data)) == onnx.load_from_string(data)
+
+
+@pytest.mark.parametrize("rewrite", [for_tensorrt, count_quantized])
+def test_given_graph_is_left_alone(tiny_int8: Artifact, rewrite: Callable[[onnx.ModelProto], object]) -> None:
+    model = graph_of(tiny_int8)
+    rewrite(model)
+    assert model == graph_of(tiny_int8)
+
+
+def test_rewriting_twice_changes_nothing_more(tiny_int8: Artifact) -> None:
+    once = for_tensorrt(graph_of(tiny_int8))
+    assert for_tensorrt(once) == once
+
+
+def shared_scale_graph() -> onnx.ModelProto:
+    """Two quantizers with one scale and different zero points, as other tools write them."""
+    tensors = [
+        numpy_helper.from_array(np.float32(0.1), "scale"),
+        numpy_helper.from_array(np.uint8(100), "zero1"),
+        numpy_helper.from_array(np.uint8(0), "zero2"),
+    ]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["feats", "scale", "zero1"], ["q1"]),
+        helper.make_node("DequantizeLinear", ["q1", "scale", "zero1"], ["d1"]),
+        helper.make_node("Relu", ["d1"], ["r"]),
+        helper.make_node("QuantizeLinear", ["r", "scale", "zero2"], ["q2"]),
+        helper.make_node("DequantizeLinear", ["q2", "scale", "zero2"], ["embedding"]),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("feats", "embedding")]
+    made = helper.make_graph(nodes, "shared", values[:1], values[1:], tensors)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def test_scale_that_two_zero_points_share_is_split() -> None:
+    model = for_tensorrt(shared_scale_graph())
+    onnx.checker.check_model(model)
+    tensors = tensors_of(model)
+    scales = [float(numpy_helper.to_array(tensors[node.input[1]])) for node in model.graph.node if len(node.input) == 3]
+    assert scales == pytest.approx([15.5 / 127, 15.5 / 127, 25.5 / 127, 25.5 / 127])
+
+
+def test_weights_that_only_a_branch_uses_are_kept() -> None:
+    model = shared_scale_graph()
+    value = helper.make_tensor_value_info("then", TensorProto.FLOAT, None)
+    model.graph.initializer.extend(
+        [numpy_helper.from_array(np.float32(2), "factor"), numpy_helper.from_array(np.bool_(True), "condition")]
+    )
+    branch = helper.make_graph([helper.make_node("Mul", ["d2", "factor"], ["then"])], "branch", [], [value])
+    model.graph.node[-1].output[0] = "d2"
+    model.graph.node.append(
+        helper.make_node("If", ["condition"], ["embedding"], then_branch=branch, else_branch=branch)
+    )
+    rewritten = for_tensorrt(model)
+    features = np.ones((1, 4), np.float32)
+    assert open_session(rewritten.SerializeToString(), 1).run(None, {"feats": features})[0] == pytest.approx(2, abs=0.3)
+
+
+def test_quantizer_without_constant_scale_is_refused() -> None:
+    model = shared_scale_graph()
+    model.graph.initializer.pop(0)
+    model.graph.input.append(helper.make_tensor_value_info("scale", TensorProto.FLOAT, []))
+    with pytest.raises(ModelError, match=r"trt: the scale or zero point of .* is not a constant"):
+        for_tensorrt(model)
+
+
+def test_scales_made_by_constant_nodes_are_rewritten_too() -> None:
+    model = shared_scale_graph()
+    for tensor in model.graph.initializer:
+        model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+    del model.graph.initializer[:]
+    rewritten = for_tensorrt(model)
+    onnx.checker.check_model(rewritten)
+    assert not [t for t in tensors_of(rewritten).values() if t.data_type == TensorProto.UINT8]
+    features = np.linspace(-9, 9, 4, dtype=np.float32)[None]
+    assert (
+        np.abs(
+            open_session(rewritten.SerializeToString(), 1).run(None, {"feats": features})[0] - np.maximum(features, 0)
+        ).max()
+        < 0.3
+    )
