@@ -43,19 +43,16 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     """
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        workplace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        new, older = workplace / "new", workplace / "older"
         try:
-            yield temporary
-            temporary.chmod(0o755)
-            if path.exists():  # a folder cannot replace one that is not empty
-                older = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+            new.mkdir()
+            yield new
+            if path.is_dir():  # a folder cannot replace one that is not empty
                 path.replace(older)
-                temporary.replace(path)
-                shutil.rmtree(older)
-            else:
-                temporary.replace(path)
+            new.replace(path)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(workplace, ignore_errors=True)
 
 
 def is_temporary(path: Path) -> bool:
