@@ -5,7 +5,7 @@ import io
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from enum import Enum
+from enum import StrEnum
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,7 +32,7 @@ MACS_SECONDS = 3.0  # MACs are counted on this much audio and told per second
 Array = NDArray[np.float32]
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """What an artifact's network is stored as."""
 
     TORCH = "torch"
@@ -143,14 +143,14 @@ class Artifact:
     ) -> "Artifact":
         """Wrap a network that maps features (batch, frames, num_mel_bins) to embeddings (batch, embedding_size).
 
-        The module is copied and put in eval mode.
+        The module is copied, and the copy is put on the CPU and in eval mode.
 
         Raises:
             ModelError: If it does not run on 3 s of features, does not return one embedding per utterance, or
                 holds NaN or infinite weights.
         """
         front_end = features or FrontEnd()
-        model = copy.deepcopy(module).eval()
+        model = copy.deepcopy(module).eval().cpu()
         broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
         if broken:
             raise ModelError(f"{type(module).__name__} holds NaN or infinite weights in {broken[0]}.")
@@ -202,12 +202,14 @@ class Artifact:
     def open(cls, source: str | Path, arch: str | None = None) -> "Artifact":
         """Open a registry name, a checkpoint (with ``arch``), an artifact folder or an ``.onnx`` file.
 
+        A folder named like a network is opened only if it holds an artifact.
+
         Raises:
             SettingError: If ``source`` is neither a known name nor a path.
             ModelError: If what lies there cannot be used.
         """
         path = Path(source)
-        if path.is_dir():
+        if path.is_dir() and (str(source) not in ARCHITECTURES or (path / "artifact.json").is_file()):
             return cls.load(path)
         if path.suffix == ".onnx":
             return cls.from_onnx(path)

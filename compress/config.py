@@ -5,10 +5,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from compress import yaml_file
 from compress.artifact import Format
-from compress.errors import InputError, SettingError, unknown_name
+from compress.errors import SettingError, unknown_name
 from compress.passes import Pass, build, pass_named, passes
 
 
@@ -122,22 +121,12 @@ def listed_passes(value: Any, source: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file to a mapping, without running code from it.
+    """Read a configuration from YAML to the mapping that :func:`from_mapping` takes.
 
     Raises:
         InputError: If it is missing or not a YAML mapping.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such configuration file.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold a mapping (keys such as model, passes, data), not {type(values).__name__}.")
-    return values
+    return yaml_file.read_yaml(path, "configuration file", "model, passes, data")
 
 
 def apply_settings(listed: Sequence[tuple[str, dict[str, Any]]], assignments: Sequence[str]) -> list[dict[str, Any]]:
@@ -152,10 +141,13 @@ def apply_settings(listed: Sequence[tuple[str, dict[str, Any]]], assignments: Se
         name, dot, key = target.partition(".")
         if not (equals and dot and key):
             raise SettingError(f"--set {assignment}: the form is pass.key=value, for example prune.ratio=0.4.")
-        pass_named(name)
+        kind = pass_named(name)
         matching = [settings for own, settings in changed if own == name]
         if not matching:
-            raise SettingError(f"--set {assignment}: the pass {name} is not in --passes.")
+            links = " Left out, it is inserted with its defaults." if kind in _exports() else ""
+            raise SettingError(
+                f"--set {assignment}: the pass {name} is not in --passes.{links} Add {name} to --passes to set it."
+            )
         for settings in matching:
             settings[key] = value
     return [{name: settings} for name, settings in changed]

@@ -52,6 +52,8 @@ def replaced_folder(path: Path) -> Iterator[Path]:
                 path.replace(older)
             new.replace(path)
         finally:
+            if older.is_dir() and not path.exists():
+                older.replace(path)  # the new one did not get there
             shutil.rmtree(workplace, ignore_errors=True)
 
 
@@ -120,9 +122,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise MachineError(
-                f"disk full while writing {path}. Free some space and run again with --resume."
-            ) from error
+            raise MachineError(f"disk full while writing {path}. Free some space, then try again.") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
-            raise MachineError(f"{path} cannot be written ({error.strerror}). Choose another --out folder.") from error
+            raise MachineError(f"{path} cannot be written ({error.strerror}). Choose another place.") from error
         raise

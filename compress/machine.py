@@ -1,6 +1,7 @@
 """What this machine is: CPU, cores, NVIDIA driver and GPUs."""
 
 import ctypes
+import math
 import os
 import platform
 from dataclasses import dataclass
@@ -27,8 +28,26 @@ def has_vnni() -> bool:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: its affinity, and no more than a container's CPU quota."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return allowed if quota is None else min(allowed, max(1, math.ceil(quota)))
+
+
+def cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """CPU time per wall time that the control group allows, in cores; None without a limit.
+
+    Source: Linux, Documentation/admin-guide/cgroup-v2.rst (``cpu.max``) and scheduler/sched-bwc.rst
+    (``cpu.cfs_quota_us``, -1 for no limit).
+    """
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((cgroup / name).read_text() for name in names).split()
+            if quota != "max" and int(quota) > 0 and int(period) > 0:
+                return int(quota) / int(period)
+        except (OSError, ValueError):  # no such control group, or a format of some other kernel
+            continue
+    return None
 
 
 def describe() -> dict[str, Any]:

@@ -6,6 +6,7 @@ runs/<name>/NN-<pass>/     the artifact of each step; ``step.json`` says what ma
 
 import contextlib
 import hashlib
+import inspect
 import json
 import shutil
 import time
@@ -25,9 +26,9 @@ from compress.artifact import Artifact, Threshold, versions
 from compress.config import RunConfig, from_mapping, with_links
 from compress.data import DataFolder, embedded_data
 from compress.errors import CompressError, InputError, MachineError
-from compress.evaluation.latency import speedup, time_interleaved
 from compress.evaluation.memory import peak_rss_of
-from compress.evaluation.speakers import Figures, Verification, measure, typical_waveform
+from compress.evaluation.side_by_side import time_runners
+from compress.evaluation.speakers import Figures, Verification, measure
 from compress.evaluation.verification import eer
 from compress.files import (
     append_line,
@@ -42,8 +43,9 @@ from compress.files import (
 from compress.passes import Context, Pass
 from compress.passes.base import spread
 from compress.progress import Progress, Silent
-from compress.report import TrialScores, render_report
-from compress.runners import golden_outputs, open_runner, runners_for
+from compress.report import TrialScores, render_report, summarize
+from compress.runners import Runner, golden_outputs, open_runner, runners_for, torch_threads
+from compress.runners.base import MIN_FRAMES
 
 __all__ = ["RunConfig", "from_mapping", "run"]
 
@@ -91,11 +93,17 @@ class Plan:
     calibration: DataFolder
     steps: tuple[PlannedStep, ...]
 
+    @property
+    def data_label(self) -> str:
+        """Name of the data for tables and thresholds."""
+        return self.data.root.resolve().name if self.config.data else "embedded"
+
     @cached_property
     def inputs(self) -> dict[str, Any]:
         """What every step depends on beside its parent and its settings."""
         return {
             "code": code_hash(),
+            "versions": versions(),
             "trials": sha256_of(self.trials),
             "data": _list_hash(self.data, self.verification.trials.utterances),
             "calibration": _list_hash(self.calibration, self.calibration.utterances),
@@ -113,6 +121,9 @@ def plan(config: RunConfig) -> Plan:
         raise MachineError(f"device cuda: {machine.probe_cuda().missing}. Use --device cpu.")
     source = Artifact.open(config.model, config.arch)
     config = replace(with_links(config, source.format), out=str(config.folder))
+    precision = source.precision
+    for maker in config.passes:
+        precision = maker.precision_after(precision)
     data = DataFolder.read(config.data or embedded_data())
     trials = data.find_trials(config.trials)
     verification = Verification.read(data, trials)
@@ -148,7 +159,7 @@ def check_calibration(calibration: DataFolder, makers: Sequence[Pass], source: A
     for maker in makers:
         for utterance in spread(calibration.utterances, maker.calibration_utterances):
             if utterance not in read:
-                _features(calibration, utterance, source)
+                calibration_features(calibration, utterance, source)
             read.add(utterance)
 
 
@@ -195,6 +206,8 @@ class Run:
             try:
                 artifact, made = self.step(step, artifact)
                 rows += made
+                if step.maker is None:  # not before: if the baseline fails, an earlier run stays as it was
+                    self.remove_others()
                 if artifact.deferred and step is not self.plan.steps[-1]:
                     failure = f"not tried, because {step.variant} is deferred."
             except CompressError as error:
@@ -216,6 +229,15 @@ class Run:
         self.write_results(result)
         self.event("done")
         return result
+
+    def remove_others(self) -> None:
+        """Remove the steps of an earlier run that are none of this one, so that nobody takes them for its result."""
+        planned = {step.folder.name for step in self.plan.steps}
+        for folder in sorted(self.folder.glob("[0-9][0-9]-*")):
+            if folder.name not in planned and (folder / "step.json").is_file():
+                shutil.rmtree(folder)
+                self.progress.say(f"{folder.name}: not among the passes any more, removed")
+                self.event("removed", step=folder.name)
 
     def step(self, step: PlannedStep, parent: Artifact) -> tuple[Artifact, list[dict[str, Any]]]:
         """Make and measure one step, or take it from the earlier run."""
@@ -273,7 +295,8 @@ class Run:
             say=lambda text: self.progress.say(f"{step.folder.name}: {text}"),
         )
         started = time.monotonic()
-        artifact = step.maker.run(parent, context)
+        with torch_threads(context.threads):
+            artifact = step.maker.run(parent, context)
         return artifact, round(time.monotonic() - started, 3)
 
     def evaluate(
@@ -292,7 +315,7 @@ class Run:
             figures = measure(self.plan.verification, embedded, self.baseline)
             if not rows:
                 examples = self.example_features(artifact)
-                threshold = Threshold(figures.threshold, figures.eer, self.plan.trials.name, self.plan.data.root.name)
+                threshold = Threshold(figures.threshold, figures.eer, self.plan.trials.name, self.plan.data_label)
                 measured = {name: value for name, value in asdict(figures).items() if value is not None}
                 golden = golden_outputs(runner, examples)
                 artifact = replace(artifact, golden=golden, threshold=threshold, metrics=measured)
@@ -361,63 +384,60 @@ class Run:
         """Time all variants interleaved, so that their ratios hold whatever else the machine does."""
         timed = [figures for figures in rows if figures["status"] == "ok"]
         variants = [[figures["artifact"]["sha256"], figures["runtime"]] for figures in timed]
-        about = [self.config.threads, self.config.device, self.config.timing_s, machine.describe(), code_hash()]
-        key = _hash([variants, about])
+        about = [self.config.threads, self.config.device, self.config.timing_s, machine.describe()]
+        key = _hash([variants, about, code_hash(), versions()])
         path = self.folder / "timings.json"
-        if self.resume and path.is_file() and (kept := read_json(path))["key"] == key:
-            found = kept["rows"]
-        else:
+        found = kept_timings(path, key) if self.resume else None
+        if found is None:
             found = self.measure_timings(timed)
             write_json(path, {"key": key, "rows": found})
         for figures, timing in zip(timed, found, strict=True):
-            figures.update(timing, threads=self.config.threads)
+            figures.update(timing["figures"], threads=self.config.threads)
+            figures["notes"] = [*figures["notes"], *timing["notes"]]
 
     def measure_timings(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Latency, throughput and peak memory of each row."""
-        calls: dict[str, Callable[[], object]] = {}
-        for place, figures in enumerate(rows):
-            artifact = Artifact.load(self.folder / figures["artifact"]["folder"])
-            kind = next(k for k in runners_for(artifact.format) if k.runtime == figures["runtime"])
-            runner = kind(artifact, self.config.threads, self.config.device)
-            rate = artifact.front_end.sample_rate
-            utterances = self.plan.verification.trials.utterances
-            waveform = typical_waveform(self.plan.data, utterances, LATENCY_SECONDS, rate)
-            features = artifact.front_end(waveform)[None]
-            calls[f"model {place}"] = lambda runner=runner, features=features: runner.run(features)  # type: ignore[misc]
-            calls[f"e2e {place}"] = lambda runner=runner, wav=waveform, rate=rate: runner.embed(wav, rate)  # type: ignore[misc]
+        """Latency, throughput and peak memory of each row: the figures, and notes on what could not be measured."""
+        runners = [self.runner_of(figures) for figures in rows]
         self.progress.say(f"timing {len(rows)} variants side by side, {self.config.threads} thread(s)")
-        timings = time_interleaved(calls, budget_s=self.config.timing_s * len(rows))
-        faster = speedup(timings, "model 0")
+        utterances = self.plan.verification.trials.utterances
+        timings = time_runners(runners, self.plan.data, utterances, LATENCY_SECONDS, self.config.timing_s)
         found = []
-        for place, figures in enumerate(self.progress.track(rows, "peak memory")):
-            model, whole = timings[f"model {place}"], timings[f"e2e {place}"]
-            found.append(
-                {
-                    "latency_ms": model.as_dict(),
-                    "e2e_latency_ms": whole.as_dict(),
-                    "speedup": faster[f"model {place}"],
-                    "rtf": whole.mean / 1000 / LATENCY_SECONDS,
-                    "qps": 1000 / whole.mean,
-                    "peak_rss_bytes": self.peak_rss(figures),
-                }
-            )
+        for runner, timing, figures in zip(runners, timings, self.progress.track(rows, "peak memory"), strict=True):
+            peak, notes = self.peak_rss(runner, figures["artifact"]["folder"])
+            measured = {
+                "latency_ms": timing.model.as_dict(),
+                "e2e_latency_ms": timing.whole.as_dict(),
+                "speedup": timing.speedup,
+                "rtf": timing.whole.mean / 1000 / LATENCY_SECONDS,
+                "qps": 1000 / timing.whole.mean,
+                "peak_rss_bytes": peak,
+            }
+            found.append({"figures": measured, "notes": notes})
         return found
 
-    def peak_rss(self, figures: Mapping[str, Any]) -> int:
-        """Peak memory of a fresh process that loads one variant and runs it."""
-        folder = self.folder / figures["artifact"]["folder"]
-        artifact = Artifact.load(folder)
+    def runner_of(self, figures: Mapping[str, Any]) -> Runner:
+        """Load what a row is about, in the runtime of the row."""
+        artifact = Artifact.load(self.folder / figures["artifact"]["folder"])
         kind = next(k for k in runners_for(artifact.format) if k.runtime == figures["runtime"])
-        front_end = artifact.front_end
-        frames = front_end.frames_of(LATENCY_SECONDS)
-        _, peak = peak_rss_of(kind.run_once, str(folder.resolve()), frames, front_end.num_mel_bins, self.config.threads)
-        return peak
+        return kind(artifact, self.config.threads, self.config.device)
+
+    def peak_rss(self, runner: Runner, folder: str) -> tuple[int | None, list[str]]:
+        """Peak memory of a fresh process that loads a variant and runs it on the CPU, or why it was not measured."""
+        if runner.device != "cpu":
+            return None, []
+        front_end = runner.artifact.front_end
+        frames, place = front_end.frames_of(LATENCY_SECONDS), str((self.folder / folder).resolve())
+        try:
+            _, peak = peak_rss_of(type(runner).run_once, place, frames, front_end.num_mel_bins, self.config.threads)
+        except (MachineError, OSError) as error:
+            return None, [f"peak memory was not measured: {error}"]
+        return peak, []
 
     def describe_data(self) -> dict[str, Any]:
         """What the figures were measured on."""
         trials = self.plan.verification.trials
         return {
-            "folder": self.plan.data.root.name if self.config.data else "embedded",
+            "folder": self.plan.data_label,
             "trials": self.plan.trials.name,
             "n_trials": len(trials),
             "n_targets": int(trials.labels.sum()),
@@ -439,7 +459,8 @@ class Run:
         """Write the table in all its forms and the report."""
         write_json(self.folder / "table.json", result)
         write_text(self.folder / "table.csv", table.to_csv(result["rows"]))
-        write_text(self.folder / "table.md", table.to_markdown(result["rows"]))
+        said = [*summarize(result), *(table.reason(figures) for figures in result["rows"] if figures["reason"])]
+        write_text(self.folder / "table.md", "\n".join([table.to_markdown(result["rows"]), *(f"{s}\n" for s in said)]))
         write_text(self.folder / "report.html", render_report(result, self.scores))
 
     def event(self, kind: str, **details: Any) -> None:
@@ -474,6 +495,16 @@ def claim_folder(folder: Path, resume: bool) -> list[Path]:
     for path in unfinished:
         remove_temporary(path)
     return new
+
+
+def kept_timings(path: Path, key: str) -> list[dict[str, Any]] | None:
+    """Timings of an earlier run, if they are there, whole, and of the same variants under the same conditions."""
+    try:
+        kept = read_json(path)
+    except InputError:
+        return None
+    rows = kept.get("rows") if isinstance(kept, dict) and kept.get("key") == key else None
+    return rows if isinstance(rows, list) else None
 
 
 def read_embeddings(folder: Path, runtime: str) -> Array:
@@ -516,21 +547,40 @@ def code_hash() -> str:
 
 
 def _features_of(planned: Plan, utterance: str) -> Callable[[], Array]:
-    return lambda: _features(planned.calibration, utterance, planned.source)
+    return lambda: calibration_features(planned.calibration, utterance, planned.source)
 
 
-def _features(calibration: DataFolder, utterance: str, source: Artifact) -> Array:
-    """Features of a calibration utterance; of audio under one frame the file is named."""
+def calibration_features(calibration: DataFolder, utterance: str, source: Artifact) -> Array:
+    """Features of a calibration utterance, (frames, num_mel_bins).
+
+    Raises:
+        InputError: If the audio cannot be used or is too short; the file is named.
+    """
     front_end = source.front_end
     waveform = calibration.waveform(utterance, front_end.sample_rate)
     try:
-        return front_end(waveform)
+        features = front_end(waveform)
     except InputError as error:
         raise InputError(f"{calibration.path(utterance)}: {error}") from error
+    if len(features) < MIN_FRAMES:
+        raise InputError(
+            f"{calibration.path(utterance)}: {len(features)} frames are too short to calibrate with; at least"
+            f" {MIN_FRAMES} are needed. Take it off the calibration list."
+        )
+    return features
 
 
 def _identity(maker: Pass | None) -> Any:
-    return [maker.name, maker.settings] if maker else None
+    """What makes a step: the pass, its settings and its source, which may lie outside this package."""
+    return [maker.name, maker.settings, source_hash(type(maker))] if maker else None
+
+
+def source_hash(kind: type[Pass]) -> str | None:
+    """Hash of the file that defines a pass; None of one that was typed in."""
+    try:
+        return sha256_of(Path(inspect.getfile(kind)))
+    except (OSError, TypeError):
+        return None
 
 
 def _list_hash(data: DataFolder, utterances: tuple[str, ...]) -> str:

@@ -100,6 +100,11 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def reason(figures: Mapping[str, Any]) -> str:
+    """Say why a step was deferred or failed."""
+    return f"{figures['variant']} {figures['status']}: {figures['reason']}"
+
+
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Format every field as CSV; nested ones become columns such as ``latency_ms.p50``."""
     flat = [_flatten(figures) for figures in rows]

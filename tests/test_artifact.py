@@ -242,7 +242,7 @@ def test_saving_over_anything_else_is_refused(tiny_onnx: Artifact, tmp_path: Pat
 
 def test_full_disk_is_told_and_leaves_nothing_half_written(small_campplus: Artifact, small_disk: Path) -> None:
     (small_disk / "other").write_bytes(b"x")
-    with pytest.raises(MachineError, match=r"disk full while writing .*artifact\. Free some space and run again"):
+    with pytest.raises(MachineError, match=r"disk full while writing .*artifact\. Free some space, then try again"):
         small_campplus.save(small_disk / "artifact")
     assert contents(small_disk) == {"other": b"x"}
     assert [path.name for path in small_disk.iterdir()] == ["other"]
@@ -309,3 +309,12 @@ def test_what_is_no_model_is_told(tmp_path: Path) -> None:
             Artifact.open(source)
     with pytest.raises(ModelError, match=r"none\.onnx: no such ONNX file"):
         Artifact.open(tmp_path / "none.onnx")
+
+
+def test_a_network_on_a_gpu_is_taken_to_the_cpu(fresh_tiny) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    network = fresh_tiny().cuda()
+    artifact = Artifact.from_module(network, FrontEnd(num_mel_bins=16))
+    assert {value.device.type for value in artifact.module.state_dict().values()} == {"cpu"}
+    assert next(network.parameters()).device.type == "cuda"

@@ -95,6 +95,21 @@ def test_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with replaced_folder(path) as temporary:
+        (temporary / "old").touch()
+
+    def vanish() -> None:
+        with replaced_folder(path) as temporary:
+            temporary.rmdir()
+
+    with pytest.raises(FileNotFoundError):
+        vanish()
+    assert [entry.name for entry in path.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def write_folder(path: Path, data: bytes) -> None:
     with replaced_folder(path) as temporary:
         (temporary / "data").write_bytes(data)
@@ -125,7 +140,7 @@ def test_every_way_of_no_space_is_a_machine_error(tmp_path: Path, number: int) -
 def test_file_in_place_of_a_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file" / "out", tmp_path / "file" / "further" / "out"):
-        with pytest.raises(MachineError, match=r"out cannot be written \(.*\)\. Choose another --out"):
+        with pytest.raises(MachineError, match=r"out cannot be written \(.*\)\. Choose another place\."):
             write_text(path, "y")
     with pytest.raises(MachineError, match=r"file cannot be written"):
         write_folder(tmp_path / "file", b"y")

@@ -3,27 +3,55 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 
 import compress
-from compress import pipeline, table
+from compress import machine, pipeline, table
 from compress.artifact import Artifact, Format
 from compress.cli.inspect import GOLDEN_COSINE, golden_cosine
 from compress.config import RunConfig, from_mapping, read_yaml
 from compress.errors import InputError, MachineError, ModelError, SettingError
-from compress.passes import PTQ, TRT, Prune
+from compress.passes import PTQ, TRT, Context, Pass, Prune
 from compress.pipeline import claim_folder, plan, run
-from compress.runners import open_runner
+from compress.report import summarize
+from compress.runners import open_runner, torch_threads
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Refuse(Pass):
+    """A pass that takes nothing."""
+
+    name: ClassVar[str] = "refuse"
+    accepts: ClassVar[Format] = Format.ONNX
+    returns: ClassVar[Format] = Format.ONNX
+
+    def run(self, artifact: Artifact, context: Context) -> Artifact:
+        raise ModelError("refuse takes nothing.")
+
+
+@dataclass(frozen=True)
+class Threads(Pass):
+    """A pass that notes how many threads PyTorch uses."""
+
+    name: ClassVar[str] = "threads"
+    accepts: ClassVar[Format] = Format.ONNX
+    returns: ClassVar[Format] = Format.ONNX
+
+    def run(self, artifact: Artifact, context: Context) -> Artifact:
+        step = self.step(f"{torch.get_num_threads()} threads")
+        return artifact.with_files(artifact.files, step, Format.ONNX, artifact.precision)
 
 
 class Recorder:
@@ -177,7 +205,10 @@ class TestFinishedRun:
         assert "http://" not in page.replace("http://www.w3.org", "")
 
     def test_tables_agree(self, finished_run: Path, content: dict[str, Any]) -> None:
-        assert (finished_run / "table.md").read_text() == table.to_markdown(content["rows"])
+        markdown = (finished_run / "table.md").read_text()
+        assert markdown.startswith(table.to_markdown(content["rows"]))
+        sentences = [*summarize(content), table.reason(content["rows"][-1])]
+        assert markdown.split("\n\n")[1:] == [*sentences[:-1], sentences[-1] + "\n"]
         assert (finished_run / "table.csv").read_text() == table.to_csv(content["rows"])
 
     def test_a_change_late_in_the_chain_keeps_what_is_before_it(
@@ -316,9 +347,48 @@ class TestResume:
     def test_a_result_of_other_settings_does_not_stay_when_the_step_fails(
         self, tiny_run: Path, done: RunConfig, tmp_path: Path
     ) -> None:
-        found, _ = resume(replace(done, model=str(tiny_run / "01-ptq")))  # INT8 already: ptq refuses it
+        folder = done.folder / "01-refuse"
+        shutil.copytree(done.folder / "01-ptq", folder)
+        found, _ = resume(replace(done, passes=(Refuse(), TRT())))
         assert [row["status"] for row in found["rows"]] == ["ok", "failed", "failed"]
-        assert not (done.folder / "01-ptq").exists()
+        assert not folder.exists()
+
+    def test_steps_that_are_not_planned_any_more_are_removed_and_said(self, done: RunConfig) -> None:
+        (done.folder / "05-notes").mkdir()
+        found, said = resume(replace(done, passes=(TRT(),)))
+        assert [row["variant"] for row in found["rows"]] == ["baseline", "trt"]
+        folders = {path.name for path in done.folder.iterdir() if path.is_dir()}
+        assert folders == {"00-baseline", "01-trt", "05-notes"}
+        for step in ("01-ptq", "02-trt"):
+            assert said.of(step) == f"{step}: not among the passes any more, removed"
+
+    @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"key": 1, "rows": 2}'])
+    def test_damaged_timings_are_measured_anew(self, done: RunConfig, content: str) -> None:
+        (done.folder / "timings.json").write_text(content)
+        found, said = resume(done)
+        assert any("timing 2 variants" in line for line in said.lines)
+        assert found["rows"][0]["latency_ms"]["p50"] > 0
+
+    def test_other_versions_redo_every_step(self, done: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pipeline, "versions", lambda: {"torch": "0"})
+        _, said = resume(done)
+        assert "made anew" in said.of("00-baseline")
+
+    def test_another_source_of_a_pass_redoes_its_step(self, done: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pipeline, "source_hash", lambda kind: "other")
+        _, said = resume(done)
+        assert "unchanged" in said.of("00-baseline")
+        assert "made anew" in said.of("01-ptq")
+
+    def test_a_pass_is_given_the_same_threads_after_a_resume(self, config: RunConfig) -> None:
+        asked = replace(config, passes=(Threads(),))
+        with torch_threads(1):
+            fresh = run(asked)["rows"][1]["notes"]
+            assert torch.get_num_threads() == 1
+        assert fresh == [f"{machine.cores()} threads"]
+        (config.folder / "01-threads" / "step.json").unlink()
+        with torch_threads(machine.cores() + 1):
+            assert resume(asked)[0]["rows"][1]["notes"] == fresh
 
     def test_without_resume_nothing_is_taken_over(self, done: RunConfig) -> None:
         with pytest.raises(InputError, match=r"run holds a run already\. Go on with it by --resume, or choose another"):
@@ -331,18 +401,28 @@ class TestResume:
 
 
 class TestFailure:
-    def test_a_failed_pass_is_a_row_and_what_follows_is_not_tried(self, config: RunConfig, tiny_run: Path) -> None:
-        found = run(replace(config, model=str(tiny_run / "01-ptq")))
-        baseline, ptq, trt = found["rows"]
+    def test_a_failed_pass_is_a_row_and_what_follows_is_not_tried(self, config: RunConfig) -> None:
+        found = run(replace(config, passes=(Refuse(), TRT())))
+        baseline, refuse, trt = found["rows"]
         assert baseline["status"] == "ok"
-        assert (ptq["status"], ptq["reason"]) == ("failed", "ptq takes an fp32 graph; this one is int8 already.")
-        assert (trt["status"], trt["reason"]) == ("failed", "not tried, because ptq failed.")
-        for figures in (ptq, trt):
+        assert (refuse["status"], refuse["reason"]) == ("failed", "refuse takes nothing.")
+        assert (trt["status"], trt["reason"]) == ("failed", "not tried, because refuse failed.")
+        for figures in (refuse, trt):
             assert list(figures) == list(table.FIELDS)
             assert figures["eer"] is figures["precision"] is figures["artifact"] is None
         assert "failed" in (config.folder / "table.md").read_text()
-        assert "not tried, because ptq failed." in (config.folder / "report.html").read_text()
+        assert "not tried, because refuse failed." in (config.folder / "table.md").read_text()
+        assert "not tried, because refuse failed." in (config.folder / "report.html").read_text()
         assert '"event": "failed"' in (config.folder / "events.jsonl").read_text()
+
+    def test_unmeasured_memory_does_not_lose_the_table(
+        self, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "executable", shutil.which("false"))  # every process that is started ends with 1
+        first, *_ = run(replace(config, passes=(TRT(),)))["rows"]
+        assert first["latency_ms"]["p50"] > 0
+        assert first["peak_rss_bytes"] is None
+        assert first["notes"][-1].startswith("peak memory was not measured: the process that measured the peak memory")
 
     def test_unusable_audio_leaves_nothing_on_disk(self, config: RunConfig, own_speech: Path) -> None:
         path = sorted((own_speech / "wav").iterdir())[3]
@@ -397,6 +477,7 @@ class TestPlan:
             ({"data": "no/such"}, InputError, r"no/such: no such data folder"),
             ({"trials": "trials_x"}, InputError, r"no trial list 'trials_x': .* has trials, and it is not the path"),
             ({"calib": "no.scp"}, InputError, r"no\.scp: no such file"),
+            ({"passes": (PTQ(), PTQ())}, ModelError, r"ptq takes an fp32 graph; this one is int8 already\."),
             ({"passes": (Prune(),)}, SettingError, r"prune takes torch, but there is onnx before it"),
             (
                 {"passes": (PTQ(utterances=19),)},
@@ -418,6 +499,10 @@ class TestPlan:
             (lambda path: path.write_bytes(b""), r" is an empty file"),
             (lambda path: soundfile.write(path, np.zeros(16000), 16000), r" is digital silence throughout"),
             (lambda path: soundfile.write(path, np.ones(200) / 2, 16000), r": waveform has 200 samples"),
+            (
+                lambda path: soundfile.write(path, np.ones(600) / 2, 16000),
+                r": 2 frames are too short to calibrate with",
+            ),
             (lambda path: soundfile.write(path, np.full(9999, np.nan), 16000, subtype="FLOAT"), r" holds NaN"),
         ],
     )
@@ -436,6 +521,13 @@ class TestPlan:
         assert len(plan(replace(config, data=str(own_speech), passes=(TRT(),))).calibration) == 0
         with pytest.raises(InputError, match=r"has no calib\.scp\. Name a calibration list with --calib FILE\."):
             plan(replace(config, data=str(own_speech)))
+
+    def test_data_in_the_current_folder_have_a_name(
+        self, config: RunConfig, own_speech: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(own_speech)
+        assert plan(replace(config, data=".")).data_label == "speech"
+        assert plan(replace(config, data=None)).data_label == "embedded"
 
     def test_cuda_is_refused_without_a_gpu(self, config: RunConfig) -> None:
         if pipeline.machine.probe_cuda().missing is None:
@@ -490,6 +582,6 @@ def test_a_place_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_said(config: RunConfig, small_disk: Path) -> None:
-    with pytest.raises(MachineError, match=r"disk full while writing .* run again with --resume\."):
+    with pytest.raises(MachineError, match=r"disk full while writing .*\. Free some space, then try again\."):
         run(replace(config, out=str(small_disk / "run")))
     assert not temporaries(small_disk)

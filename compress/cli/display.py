@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
@@ -13,6 +14,9 @@ from compress import table
 from compress.progress import length
 
 T = TypeVar("T")
+
+NUMBERS = ("params", "size", "flips", "latency p50", "speed-up")  # columns set to the right
+WIDEST = 10_000  # characters of a printed line
 
 
 def columns() -> tuple[ProgressColumn, ...]:
@@ -52,21 +56,23 @@ class Bars:
         return RichProgress(*columns(), console=self.console, transient=True, disable=not self.console.is_terminal)
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the table, and below it why a step was deferred or failed and what to do."""
-    console = Console(width=None if Console().is_terminal else 160)
-    shown = Table(*table.COLUMNS, box=None, header_style="bold", pad_edge=False)
-    for name in ("params", "size", "flips", "latency p50", "speed-up"):
-        shown.columns[table.COLUMNS.index(name)].justify = "right"
+def print_rows(rows: Sequence[Mapping[str, Any]], sentences: Sequence[str] = ()) -> None:
+    """Print the table, and below it what it says, and why a step was deferred or failed and what to do.
+
+    The table has its natural width: in a narrow terminal its lines run over, but no figure is cut.
+    """
+    console = Console(width=WIDEST, markup=False, highlight=False)
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    for name in table.COLUMNS:
+        shown.add_column(name, justify="right" if name in NUMBERS else "left", no_wrap=True)
     for figures in rows:
         shown.add_row(*table.cells(figures))
     console.print(shown)
+    for sentence in sentences:
+        click.echo(f"\n{sentence}")
     for figures in rows:
         if figures["reason"]:
-            console.print(
-                f"\n{figures['variant']} {figures['status']}: {figures['reason']}", markup=False, highlight=False
-            )
+            click.echo(f"\n{table.reason(figures)}")
         if figures["command"]:
             folder = (figures["artifact"] or {}).get("folder", "the artifact folder")
-            console.print(f"In {folder} on the target run:", markup=False, highlight=False)
-            console.print(f"    {figures['command']}", markup=False, highlight=False, soft_wrap=True)
+            click.echo(f"In {folder} on the target run:\n    {figures['command']}")

@@ -14,11 +14,12 @@ from compress.audio import read_audio
 from compress.cli.display import Bars, print_rows
 from compress.data import DataFolder, embedded_data
 from compress.errors import InputError, ModelError
-from compress.evaluation.latency import speedup, time_interleaved
-from compress.evaluation.speakers import Verification, measure, typical_waveform
+from compress.evaluation.side_by_side import time_runners
+from compress.evaluation.speakers import Verification, measure
 from compress.files import read_json, replaced_file
 from compress.runners import Runner, open_runner
 from compress.units import format_bytes, format_interval, format_ms, format_percent, format_speedup
+from compress.vectors import cosine
 
 GOLDEN_COSINE = 0.999  # kernels of other CPUs round INT8 differently; FP32 agrees to 0.999999
 LATENCY_SECONDS = 3.0
@@ -64,27 +65,18 @@ def bench_command(
     """Time MODELS side by side in one process, batch 1; the first is the reference of the speed-ups."""
     runners = [open_runner(Artifact.open(model, arch), threads) for model in models]
     data = DataFolder.read(embedded_data())
-    calls: dict[str, Any] = {}
-    for place, runner in enumerate(runners):
-        front_end = runner.artifact.front_end
-        waveform = typical_waveform(data, data.utterances, seconds, front_end.sample_rate)
-        features = front_end(waveform)[None]
-        calls[f"model {place}"] = lambda runner=runner, features=features: runner.run(features)
-        rate = front_end.sample_rate
-        calls[f"e2e {place}"] = lambda runner=runner, waveform=waveform, rate=rate: runner.embed(waveform, rate)
     Bars().say(f"timing {len(models)} models on {seconds:g} s of audio, {threads} thread(s)")
-    timings = time_interleaved(calls, budget_s=budget * len(models))
-    faster = speedup(timings, "model 0")
+    timings = time_runners(runners, data, data.utterances, seconds, budget)
     rows: list[dict[str, Any]] = [
         {
             "model": model,
             "runtime": runner.runtime,
-            "latency_ms": timings[f"model {place}"].as_dict(),
-            "e2e_latency_ms": timings[f"e2e {place}"].as_dict(),
-            "speedup": faster[f"model {place}"],
-            "runs": timings[f"model {place}"].runs,
+            "latency_ms": timing.model.as_dict(),
+            "e2e_latency_ms": timing.whole.as_dict(),
+            "speedup": timing.speedup,
+            "runs": timing.model.runs,
         }
-        for place, (model, runner) in enumerate(zip(models, runners, strict=True))
+        for model, runner, timing in zip(models, runners, timings, strict=True)
     ]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
@@ -151,7 +143,7 @@ def golden_cosine(runner: Runner, artifact: Artifact) -> float:
     for i in range(len(artifact.golden) // 2):
         expected = artifact.golden[f"embedding_{i}"][0]
         found = runner.run(artifact.golden[f"features_{i}"])[0]
-        cosines.append(float(found @ expected / (np.linalg.norm(found) * np.linalg.norm(expected))))
+        cosines.append(cosine(found, expected))
     return min(cosines)
 
 
@@ -188,7 +180,7 @@ def verify_command(model: str, enroll: str, test: str, threshold: float | None, 
     runner = open_runner(artifact)
     rate = artifact.front_end.sample_rate
     a, b = (runner.embed(read_audio(path, rate), rate) for path in (enroll, test))
-    score = float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+    score = cosine(a, b)
     if threshold is None:
         assert artifact.threshold is not None, "checked above"
         threshold, source = artifact.threshold.value, f"fitted on {artifact.threshold.data}/{artifact.threshold.trials}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ from compress.artifact import Artifact
 from compress.cli.display import Bars
 from compress.data import DataFolder, embedded_data
 from compress.data.folder import check_new
+from compress.machine import cores
+from compress.models import ARCHITECTURES
 from compress.passes import Context, Pass, build
+from compress.pipeline import calibration_features, check_calibration
+from compress.runners import torch_threads
 
 
 def command_of(kind: type[Pass]) -> click.Command:
@@ -51,22 +56,35 @@ def run_one(maker: Pass, model: str, out: str | None, arch: str | None, calib: s
     maker.check_input(artifact)
     folder = Path(out or f"{Path(model).stem or Path(model).name}-{maker.name}")
     check_new(folder)
-    wanted = maker.calibration_utterances
-    data = DataFolder.read(embedded_data()).calibration(calib, count=wanted or None)
+    bars = Bars()
+    calibration = calibration_list(maker, calib, model, bars)
+    check_calibration(calibration, [maker], artifact)
     if dry_run:
         click.echo(f"{maker!r}\n{model}: {artifact.params:,} parameters, {artifact.format.value}\nwould write {folder}")
         return
-    front_end = artifact.front_end
-    bars = Bars()
-
-    def features(utterance: str) -> Any:
-        return lambda: front_end(data.waveform(utterance, front_end.sample_rate))
-
-    context = Context(calibration=[features(u) for u in data.utterances], say=bars.say)
-    result = maker.run(artifact, context)
+    features = [partial(calibration_features, calibration, u, artifact) for u in calibration.utterances]
+    with torch_threads(cores()):
+        result = maker.run(artifact, Context(features, cores(), say=bars.say))
     result.save(folder)
     for note in result.history[-1].notes:
         click.echo(note)
     if result.deferred:
         click.echo(f"deferred: {result.deferred.reason}\nin {folder} on the target run:\n    {result.deferred.command}")
     click.echo(f"{folder}: {result.params:,} parameters, {result.size_bytes:,} bytes")
+
+
+def calibration_list(maker: Pass, calib: str | None, model: str, bars: Bars) -> DataFolder:
+    """Read as much of the calibration list as the pass asks for, and tell which list that is.
+
+    Raises:
+        InputError: If the list is missing or too short.
+    """
+    wanted = maker.calibration_utterances
+    nothing = DataFolder(Path(), {})
+    if not wanted and calib is None:
+        return nothing
+    listed = (DataFolder.read(embedded_data()) if calib is None else nothing).calibration(calib, count=wanted)
+    bars.say(f"calibration: {wanted} utterances of {calib or 'the embedded synthetic voices'}")
+    if calib is None and model not in ARCHITECTURES:
+        bars.say("warning: calibrate your own model on your own speech, with --calib FILE.")
+    return listed

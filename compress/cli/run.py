@@ -11,6 +11,7 @@ from compress.cli import DONE, FAILED, INTERRUPTED
 from compress.cli.display import Bars, print_rows
 from compress.config import RunConfig, apply_settings, from_mapping, listed_passes, read_yaml
 from compress.pipeline import Plan, Run, plan
+from compress.report import summarize
 
 
 @click.command("run")
@@ -56,7 +57,7 @@ def run_command(
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:
-        print_rows(result["rows"])
+        print_rows(result["rows"], summarize(result))
         click.echo(f"\n{planned.config.folder}: table.json, table.csv, table.md, report.html")
     statuses = {figures["status"] for figures in result["rows"]}
     return FAILED if "failed" in statuses or (strict and "deferred" in statuses) else DONE

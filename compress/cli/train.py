@@ -11,11 +11,10 @@ from compress.artifact import Artifact
 from compress.cli.display import Bars
 from compress.data import DataFolder
 from compress.errors import InputError, MachineError
-from compress.files import write_text
+from compress.files import is_temporary, write_text
 from compress.machine import cores, probe_cuda
-from compress.models import architecture
-from compress.training.corpus import load_noise, load_speech
-from compress.training.recipe import read_recipe, to_yaml
+from compress.training.corpus import fingerprint, load_noise, load_speech
+from compress.training.recipe import build_network, read_recipe, to_yaml
 from compress.training.trainer import Crops, State, train
 
 LINE_EVERY = 50  # steps
@@ -35,20 +34,20 @@ def train_command(
 ) -> None:
     """Train a speaker-embedding network by the YAML file RECIPE; the averaged weights become an artifact folder."""
     settings = read_recipe(recipe)
-    network = architecture(settings.model)
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists() and not resume:
-        raise InputError(f"{out} holds a training already. Go on with it by --resume, or choose another --out folder.")
+    check_out(out, resume)
     if device == "cuda" and probe_cuda().missing:
         raise MachineError(f"device cuda: {probe_cuda().missing}. Use --device cpu.")
     torch.set_num_threads(threads or cores())
     torch.manual_seed(settings.seed)
-    bars = Bars()
-    utterances, speakers = load_speech(DataFolder.read(data), bars)
-    crops = Crops(settings, utterances, speakers, load_noise(noise, bars))
-    model = network.build(**settings.arguments)
+    model = build_network(settings)
     width = Artifact.from_module(model).embedding_size
-    state = State(model, width, crops.num_speakers * len(settings.speeds), settings, device)
+    bars = Bars()
+    folder = DataFolder.read(data)
+    utterances, speakers = load_speech(folder, bars)
+    crops = Crops(settings, utterances, speakers, load_noise(noise, bars))
+    num_classes = crops.num_speakers * len(settings.speeds)
+    state = State(model, width, num_classes, settings, device, fingerprint(folder, noise))
+    checkpoint = out / "checkpoint.pt"
     if resume and checkpoint.exists():
         state.load(checkpoint)
         bars.say(f"going on after step {state.step}")
@@ -61,6 +60,24 @@ def train_command(
     trained.save(out / "model")
     click.echo(f"{out / 'model'}: {trained.params:,} parameters, {trained.size_bytes:,} bytes. Measure it with")
     click.echo(f"    compress eval {out / 'model'} --data DIR")
+
+
+def check_out(out: Path, resume: bool) -> None:
+    """Refuse a folder that holds something else, or a training when ``resume`` was not asked for.
+
+    Raises:
+        InputError: Naming what is there.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"{out} is a file. Choose another --out folder.")
+    begun = any((out / name).exists() for name in ("checkpoint.pt", "train.jsonl"))
+    if begun and not resume:
+        raise InputError(f"{out} holds a training already. Go on with it by --resume, or choose another --out folder.")
+    foreign = [path.name for path in out.iterdir() if not is_temporary(path) and path.name != "recipe.yaml"]
+    if foreign and not begun:
+        raise InputError(f"{out} is not empty and not a training. Choose another --out folder.")
 
 
 def reporter(bars: Bars, steps: int, advance: Callable[[int, int], None]) -> Callable[[dict[str, float]], None]:

@@ -25,9 +25,9 @@ from compress.data.folder import (
     read_scp_entries,
 )
 from compress.errors import InputError
-from compress.features import FRAME_LENGTH_MS
 
 SHORT_S = 0.5
+SHORTEST_MS = 25.0  # one Fbank frame
 MIN_LOG_RANGE = 0.1  # 10 %: utterances cut to one length are no outliers for a few samples more
 GENDERS = ("m", "f")
 
@@ -167,8 +167,8 @@ def _check_audio(
         if rate != usual_rate:
             text = f"utterance '{name}' has {rate} Hz; {counts[usual_rate]} of {len(rates)} have {usual_rate} Hz."
             report.add("warning", file, entry.line, text)
-        if 1000 * duration_s < FRAME_LENGTH_MS:
-            text = f"utterance '{name}' lasts {1000 * duration_s:.1f} ms; one Fbank frame needs {FRAME_LENGTH_MS:g} ms."
+        if 1000 * duration_s < SHORTEST_MS:
+            text = f"utterance '{name}' lasts {1000 * duration_s:.1f} ms; one Fbank frame needs {SHORTEST_MS:g} ms."
             report.add("error", file, entry.line, text)
         elif duration_s < SHORT_S:
             text = f"utterance '{name}' lasts {duration_s:.2f} s, less than {SHORT_S:g} s: little to know a voice by."

@@ -1,9 +1,10 @@
 """Speaker verification of a data folder: embeddings, scores, and what the table says of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from compress.progress import Progress
 from compress.runners import Runner
 
 Array = NDArray[np.float32]
+P = ParamSpec("P")
 
 
 def check_header(path: Path) -> None:
@@ -147,13 +149,14 @@ def measure(data: Verification, embeddings: Array, baseline: Array | None = None
     )
 
 
-def _interval_or_none(bootstrap: object, *arguments: object) -> tuple[float, float] | None:
+def _interval_or_none(
+    bootstrap: Callable[P, tuple[float, float]], *arguments: P.args, **options: P.kwargs
+) -> tuple[float, float] | None:
     """A bootstrap interval, or None where the list has too few speakers for one."""
     try:
-        interval: tuple[float, float] = bootstrap(*arguments)  # type: ignore[operator]
+        return bootstrap(*arguments, **options)
     except InputError:
         return None
-    return interval
 
 
 def typical_waveform(folder: DataFolder, utterances: Sequence[str], duration_s: float, sample_rate: int) -> Array:

@@ -1,7 +1,7 @@
 """The networks known by name, and loading their checkpoints."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Architecture:
     Attributes:
         build: Makes it from its arguments; all have defaults.
         infer_arguments: Reads the arguments off the shapes of a state dict; raises KeyError for a foreign one.
+        onnx_metadata: What deployed programs look for in its ONNX files beside the keys that every file gets.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Architecture:
     summary: str
     build: Callable[..., nn.Module]
     infer_arguments: Callable[[Shapes], dict[str, Any]]
+    onnx_metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def weights(self) -> Path | None:
@@ -47,6 +49,7 @@ ARCHITECTURES = {
             "CAM++: D-TDNN with context-aware masking, 80 mel bins",
             campplus.CAMPPlus,
             campplus.infer_arguments,
+            {"framework": "3d-speaker", "language": "English"},  # sherpa-onnx needs both; English as the weights
         ),
     )
 }
@@ -83,6 +86,11 @@ def load_model(path: Path | str, arch: str | None = None) -> nn.Module:
 
 def load_with_arguments(path: Path, arch: str | None) -> tuple[nn.Module, dict[str, Any]]:
     """Load a checkpoint as :func:`load_model` does; also return the arguments that rebuild the network."""
+    if str(path) in ARCHITECTURES and not path.is_file():
+        raise SettingError(
+            f"{path} is the name of a network and not a checkpoint. Its embedded weights are in"
+            f" compress.Artifact.open('{path}').module; compress.load('{path}') gives them ready to use."
+        )
     if arch is None:
         raise SettingError(f"{path} is a checkpoint: say which network it belongs to with --arch NAME.")
     network = architecture(arch)

@@ -82,15 +82,24 @@ class Pass(ABC):
         """How many calibration utterances the pass will ask for, so that a run can be refused before it starts."""
         return 0
 
-    def check_input(self, artifact: Artifact) -> None:
-        """Refuse an artifact of the wrong format.
+    def precision_after(self, precision: str) -> str:
+        """Precision of what the pass gives, from that of what it is given: known before anything is run.
 
         Raises:
-            ModelError: Naming both formats.
+            ModelError: If it takes no artifact of that precision.
+        """
+        return precision
+
+    def check_input(self, artifact: Artifact) -> None:
+        """Refuse an artifact of the wrong format or precision.
+
+        Raises:
+            ModelError: Naming what was given and what is needed.
         """
         if artifact.format != self.accepts or artifact.deferred is not None:
             what = "deferred" if artifact.deferred else artifact.format.value
             raise ModelError(f"{self.name} takes {self.accepts.value} artifacts; this one is {what}.")
+        self.precision_after(artifact.precision)
 
     @property
     def settings(self) -> dict[str, Any]:

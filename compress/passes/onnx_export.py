@@ -14,6 +14,7 @@ from torch import nn
 
 from compress.artifact import FILE_NAMES, Artifact, Format
 from compress.errors import ModelError, SettingError
+from compress.models import architecture
 from compress.onnx_file import ONNX_OPSETS
 from compress.passes.base import Array, Context, Pass
 from compress.runners import OnnxRuntimeRunner
@@ -120,11 +121,10 @@ def add_metadata(graph: "onnx.ModelProto", artifact: Artifact) -> None:
             "sample_rate": str(front_end.sample_rate),
             "num_mel_bins": str(front_end.num_mel_bins),
             "window": front_end.window,
-            "framework": "3d-speaker",
-            "language": "English",
             "output_dim": str(artifact.embedding_size),
             "normalize_samples": "1",
             "feature_normalize_type": "global-mean" if front_end.cmn else "",
+            **(architecture(artifact.arch).onnx_metadata if artifact.arch else {}),
         },
     )
 

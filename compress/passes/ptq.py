@@ -11,6 +11,7 @@ from compress.machine import has_vnni
 from compress.passes.base import Array, Context, Pass
 from compress.passes.qdq import count_quantized, insert_qdq
 from compress.runners import OnnxRuntimeRunner
+from compress.vectors import cosine
 
 CHECKED_UTTERANCES = 10
 
@@ -36,13 +37,21 @@ class PTQ(Pass):
         """How many calibration utterances the pass will ask for."""
         return self.utterances
 
+    def precision_after(self, precision: str) -> str:
+        """INT8, from a float graph only.
+
+        Raises:
+            ModelError: If the graph is not fp32.
+        """
+        if precision != "fp32":
+            raise ModelError(f"ptq takes an fp32 graph; this one is {precision} already.")
+        return "int8"
+
     def run(self, artifact: Artifact, context: Context) -> Artifact:
         """Calibrate, insert Q/DQ, and compare embeddings with the float graph."""
         import onnx
 
         self.check_input(artifact)
-        if artifact.precision != "fp32":
-            raise ModelError(f"ptq takes an fp32 graph; this one is {artifact.precision} already.")
         utterances = context.utterances(self.utterances, "ptq.utterances")
         reduce_range = not has_vnni() if self.reduce_range is None else self.reduce_range
         context.say(f"calibrating on {len(utterances)} utterances")
@@ -53,12 +62,12 @@ class PTQ(Pass):
         files = {FILE_NAMES[Format.ONNX]: quantized.SerializeToString()}
         result = artifact.with_files(files, self.step(), Format.ONNX, "int8")
         context.say("comparing with the float graph")
-        cosine = mean_cosine(artifact, result, loaded[:CHECKED_UTTERANCES], context.threads)
+        similarity = mean_cosine(artifact, result, loaded[:CHECKED_UTTERANCES], context.threads)
         notes = (
             f"calibrated on {len(loaded)} utterances, {seconds:.0f} s, by their extremes",
             f"{done} of {weighted} weighted operators in INT8: U8 activations, S8 weights per channel"
             + (", 7 bits" if reduce_range else ""),
-            f"cosine to the float graph {cosine:.4f} on {len(loaded[:CHECKED_UTTERANCES])} calibration utterances",
+            f"cosine to the float graph {similarity:.4f} on {len(loaded[:CHECKED_UTTERANCES])} calibration utterances",
         )
         return artifact.with_files(files, self.step(*notes), Format.ONNX, "int8")
 
@@ -69,5 +78,5 @@ def mean_cosine(reference: Artifact, artifact: Artifact, utterances: list[Array]
     cosines = []
     for utterance in utterances:
         a, b = (runner.run(utterance[None])[0] for runner in runners)
-        cosines.append(float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))))
+        cosines.append(cosine(a, b))
     return float(np.mean(cosines))

@@ -9,7 +9,7 @@ from compress.artifact import Artifact, Format
 from compress.errors import MachineError
 from compress.runners.base import Runner
 from compress.runners.onnxruntime_runner import OnnxRuntimeRunner
-from compress.runners.torch_runner import TorchRunner
+from compress.runners.torch_runner import TorchRunner, torch_threads
 
 RUNNERS: tuple[type[Runner], ...] = (TorchRunner, OnnxRuntimeRunner)
 
@@ -22,6 +22,7 @@ __all__ = [
     "load",
     "open_runner",
     "runners_for",
+    "torch_threads",
 ]
 
 
@@ -47,21 +48,24 @@ def open_runner(artifact: Artifact, threads: int | None = None, device: str = "c
     return usable[0](artifact, threads, device)
 
 
-def load(folder: Path | str, threads: int | None = None) -> Runner:
-    """Load an artifact folder for use.
+def load(model: Path | str, threads: int | None = None, arch: str | None = None) -> Runner:
+    """Load a model for use.
 
     Args:
-        folder: An artifact folder of any format, for example ``runs/demo/03-ptq``.
+        model: An artifact folder of any format, for example ``runs/demo/03-ptq``, an ``.onnx`` file, a checkpoint
+            (with ``arch``), or the name of a network with embedded weights.
         threads: Threads per call; None leaves the choice to the runtime.
+        arch: Network of a checkpoint.
 
     Returns:
         An object with ``embed(waveform, sample_rate) -> (embedding_size,)``.
 
     Raises:
-        ModelError: If the folder is no artifact or was altered.
+        SettingError: If ``model`` is neither a known name nor a path.
+        ModelError: If what lies there cannot be used.
         MachineError: If no runtime here can run it.
     """
-    return open_runner(Artifact.load(Path(folder)), threads)
+    return open_runner(Artifact.open(model, arch), threads)
 
 
 def golden_outputs(runner: Runner, features: list[NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:

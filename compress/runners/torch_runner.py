@@ -1,7 +1,8 @@
 """PyTorch, eager, on the CPU or a CUDA device."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,6 +21,20 @@ def run_once(folder: str, frames: int, num_mel_bins: int, threads: int) -> None:
     runner = TorchRunner(Artifact.load(Path(folder)), threads)
     for _ in range(3):
         runner.run(np.zeros((1, frames, num_mel_bins), np.float32))
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Let PyTorch use so many threads meanwhile.
+
+    Their number decides in which order sums are taken, and so the last bits of a result.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class TorchRunner(Runner):

@@ -8,6 +8,8 @@ import scipy.signal
 import soxr
 from numpy.typing import NDArray
 
+from compress.errors import SettingError
+
 Array = NDArray[np.float32]
 PCM = NDArray[np.int16]
 
@@ -23,6 +25,34 @@ class Augmentation:
     snr_db: tuple[float, float] = (5.0, 25.0)
     babble_snr_db: tuple[float, float] = (10.0, 25.0)
     rt60_s: tuple[float, float] = (0.1, 0.5)
+
+    def __post_init__(self) -> None:
+        for name in ("p_filter", "p_room", "p_noise", "p_babble"):
+            check_bounds(f"augmentation: {name}", getattr(self, name), 0.0, 1.0)
+        for name, low, high in (("snr_db", -50.0, 100.0), ("babble_snr_db", -50.0, 100.0), ("rt60_s", 0.01, 10.0)):
+            check_pair(f"augmentation: {name}", getattr(self, name), low, high)
+
+
+def check_bounds(name: str, value: float, low: float, high: float) -> None:
+    """Refuse a setting outside ``low..high``, NaN included.
+
+    Raises:
+        SettingError: Naming the setting and its bounds.
+    """
+    if not low <= value <= high:
+        raise SettingError(f"recipe: {name} must be in {low:g}..{high:g}, got {value:g}.")
+
+
+def check_pair(name: str, pair: Sequence[float], low: float, high: float) -> None:
+    """Refuse what is not two values, the lower first, within ``low..high``.
+
+    Raises:
+        SettingError: Naming the setting and what is needed.
+    """
+    if len(pair) != 2 or not pair[0] <= pair[1]:
+        raise SettingError(f"recipe: {name} must be two values, the lower first, got {list(pair)}.")
+    for value in pair:
+        check_bounds(name, value, low, high)
 
 
 def random_crop(samples: PCM, length: int, speed: float, rng: np.random.Generator) -> Array:

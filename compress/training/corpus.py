@@ -9,6 +9,7 @@ from compress.audio import read_audio
 from compress.data import DataFolder, read_scp
 from compress.errors import InputError
 from compress.features import SAMPLE_RATE
+from compress.files import sha256_of
 from compress.progress import Progress
 from compress.training.augment import PCM
 
@@ -36,6 +37,13 @@ def load_noise(scp: Path | None, progress: Progress) -> list[PCM]:
     if scp is None:
         return []
     return [to_pcm(read_audio(path, SAMPLE_RATE)) for _, path in progress.track(read_scp(scp), "reading noise")]
+
+
+def fingerprint(folder: DataFolder, noise: Path | None) -> str:
+    """Hash the names of utterances, their speakers and the noise recordings: what a checkpoint was trained on."""
+    names = [f"{utterance} {folder.speaker(utterance)}" for utterance in folder.utterances]
+    names += [name for name, _ in read_scp(noise)] if noise else []
+    return sha256_of("\n".join(names).encode())
 
 
 def to_pcm(waveform: NDArray[np.float32]) -> PCM:

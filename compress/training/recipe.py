@@ -1,15 +1,19 @@
 """A training recipe: the YAML file that, with its data, makes a network's weights."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 
-from compress.errors import InputError, SettingError, unknown_name
-from compress.training.augment import Augmentation
+from compress.errors import SettingError, unknown_name
+from compress.models import architecture
+from compress.training.augment import Augmentation, check_bounds, check_pair
+from compress.yaml_file import read_yaml
 
 
 @dataclass(frozen=True)
@@ -40,34 +44,59 @@ class Recipe:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size) < 1 or not 0 <= self.final_steps <= self.steps:
             raise SettingError("recipe: steps and batch_size must be positive, and final_steps in 0..steps.")
-        if min(self.crop_s, self.final_crop_s) < 0.1:
-            raise SettingError("recipe: crop_s and final_crop_s must be at least 0.1 s.")
-        if not self.speeds or min(self.speeds) <= 0:
-            raise SettingError(f"recipe: speeds must be positive, got {self.speeds}.")
+        if min(self.warmup_steps, self.speeds_from_step, self.seed) < 0:
+            raise SettingError("recipe: warmup_steps, speeds_from_step and seed must not be negative.")
+        if not self.speeds:
+            raise SettingError("recipe: speeds must hold at least one speed, such as 1.0.")
+        for speed in self.speeds:
+            check_bounds("speeds", speed, 0.1, 10.0)
+        for name, low, high in _BOUNDS:
+            check_bounds(name, getattr(self, name), low, high)
+        check_pair("margin_steps", self.margin_steps, 0, math.inf)
+        check_pair("scale", self.scale, 1.0, 1000.0)
         if self.precision not in ("bf16", "fp32"):
             raise SettingError(f"recipe: precision must be bf16 or fp32, got '{self.precision}'.")
+
+
+_BOUNDS = (
+    ("crop_s", 0.1, 600.0),
+    ("final_crop_s", 0.1, 600.0),
+    ("learning_rate", 0.0, 1.0),
+    ("final_learning_rate", 0.0, 1.0),
+    ("weight_decay", 0.0, 1.0),
+    ("margin", 0.0, math.pi / 2),
+    ("average_decay", 0.0, 1.0),
+)
 
 
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe; keys that it leaves out keep their defaults.
 
     Raises:
-        InputError: If the file is missing or no YAML mapping.
+        InputError: If the file is missing, unreadable or no YAML mapping.
         SettingError: For an unknown key (the nearest name is offered) or a value of the wrong type or range.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such recipe.") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, Mapping):
-        raise InputError(f"{path} must hold a mapping (keys such as model, steps), not {type(values).__name__}.")
-    values = dict(values)
+    values = read_yaml(path, "recipe", "model, steps")
     if "augmentation" in values:
         values["augmentation"] = _checked(Augmentation, values["augmentation"], f"{path}: augmentation")
     recipe: Recipe = _checked(Recipe, values, str(path))
     return recipe
+
+
+def build_network(recipe: Recipe) -> nn.Module:
+    """Build the network that a recipe names, with fresh weights.
+
+    Raises:
+        SettingError: If there is no such network, or it cannot be built from ``arguments``.
+    """
+    network = architecture(recipe.model)
+    try:
+        return network.build(**recipe.arguments)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingError(
+            f"recipe: {recipe.model} cannot be built from arguments {dict(recipe.arguments)}: {reason}"
+        ) from error
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -89,13 +118,21 @@ def _checked(kind: type[Any], values: Any, source: str) -> Any:
     read = {}
     for key, value in values.items():
         if key not in known:
-            raise unknown_name(f"key in {source}:", key, known)
+            raise unknown_name(f"key in {source}:", str(key), known)
         default = getattr(defaults, key)
-        if isinstance(default, tuple) and isinstance(value, list):
-            value = tuple(type(default[0])(item) for item in value)
-        if isinstance(default, float) and type(value) is int:
-            value = float(value)
-        if not isinstance(value, type(default)):
-            raise SettingError(f"{source}: {key} must be of type {type(default).__name__}, got {value!r}.")
-        read[key] = value
+        if isinstance(default, tuple):
+            if not isinstance(value, list):
+                raise SettingError(f"{source}: {key} must be a list such as {list(default)}, got {value!r}.")
+            read[key] = tuple(_typed(item, default[0], f"{source}: the items of {key}") for item in value)
+        else:
+            read[key] = _typed(value, default, f"{source}: {key}")
     return kind(**read)
+
+
+def _typed(value: Any, default: Any, name: str) -> Any:
+    """Give a value of the type of its default; a whole number may stand for a float."""
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(default):  # and not isinstance: a bool is no number of steps
+        raise SettingError(f"{name} must be of type {type(default).__name__}, got {value!r}.")
+    return value

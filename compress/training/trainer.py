@@ -1,22 +1,30 @@
 """The training loop: warm-up and cosine schedule, growing margin, weight averaging, checkpoints, resume."""
 
 import copy
+import io
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from compress.errors import CompressError, InputError, ModelError
 from compress.features import fbank_cmn
+from compress.files import append_line, replaced_file
+from compress.models.checkpoint import BROKEN_PICKLE
 from compress.training.augment import PCM, augment, random_crop
 from compress.training.loss import AAMSoftmax
-from compress.training.recipe import Recipe
+from compress.training.recipe import Recipe, to_yaml
+
+PARTS = ("model", "average", "classifier", "optimizer")
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):
@@ -47,12 +55,28 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
 
 class State:
-    """Network, averaged network, classifier and optimizer: what a checkpoint holds."""
+    """Network, averaged network, classifier and optimizer: what a checkpoint holds.
+
+    Args:
+        model: Fresh, or trained before.
+        embedding_size: Of the network.
+        num_classes: Speakers times speeds.
+        recipe: Of the training; a checkpoint of another one is refused.
+        device: ``cpu`` or ``cuda``.
+        data: Fingerprint of the training data; a checkpoint of others is refused.
+    """
 
     def __init__(
-        self, model: nn.Module, embedding_size: int, num_classes: int, recipe: Recipe, device: str = "cpu"
+        self,
+        model: nn.Module,
+        embedding_size: int,
+        num_classes: int,
+        recipe: Recipe,
+        device: str = "cpu",
+        data: str = "",
     ) -> None:
         self.step, self.device = 0, device
+        self.origin = {"recipe": to_yaml(recipe), "classes": num_classes, "data": data}
         self.model = model.to(device).train()
         self.average = copy.deepcopy(model).eval()
         self.classifier = AAMSoftmax(embedding_size, num_classes).to(device)
@@ -60,18 +84,45 @@ class State:
         self.optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
 
     def save(self, path: Path) -> None:
-        """Write everything needed to go on, through a temporary name."""
-        parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "classifier", "optimizer")}
-        partial = path.with_suffix(".partial")
-        torch.save({"step": self.step, **parts}, partial)
-        partial.replace(path)
+        """Write everything needed to go on, whole or not at all.
+
+        Raises:
+            MachineError: If the disk is full.
+        """
+        parts = {name: getattr(self, name).state_dict() for name in PARTS}
+        packed = io.BytesIO()  # torch.save to a full disk does not tell that it is full
+        torch.save({"step": self.step, "origin": self.origin, **parts}, packed)
+        with replaced_file(path) as temporary:
+            temporary.write_bytes(packed.getbuffer())
 
     def load(self, path: Path) -> None:
-        """Read a checkpoint written by :meth:`save`."""
-        parts = torch.load(path, map_location=self.device, weights_only=True)
-        self.step = parts.pop("step")
-        for name, part in parts.items():
-            getattr(self, name).load_state_dict(part)
+        """Read a checkpoint written by :meth:`save`.
+
+        Raises:
+            InputError: If it is damaged, or of another recipe or other data.
+        """
+        try:
+            found = torch.load(path, map_location=self.device, weights_only=True)
+        except BROKEN_PICKLE as error:
+            raise damaged(path) from error
+        origin = found.get("origin") if isinstance(found, dict) else None
+        if not isinstance(origin, dict):
+            raise InputError(
+                f"{path} does not tell its recipe and data: `compress train` of this version did not write it."
+                " Choose another --out folder."
+            )
+        differences = compare_origins(origin, self.origin)
+        if differences:
+            raise InputError(
+                f"{path} cannot be gone on with: {'; '.join(differences)}."
+                " Go back to its recipe and data, or choose another --out folder."
+            )
+        try:
+            for name in PARTS:
+                getattr(self, name).load_state_dict(found[name])
+            self.step = int(found["step"])
+        except BROKEN_PICKLE as error:
+            raise damaged(path) from error
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
@@ -89,6 +140,26 @@ class State:
         weight = self.classifier.weight
         for first in range(num_speakers, len(weight), num_speakers):
             weight[first : first + num_speakers] = weight[:num_speakers]
+
+
+def damaged(path: Path) -> InputError:
+    """Build the error for a checkpoint that cannot be read."""
+    return InputError(f"{path} is damaged: it is not a whole checkpoint. Remove it to train from the start.")
+
+
+def compare_origins(stored: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """Say in what the recipe and data of a checkpoint differ from those given now."""
+    found = []
+    if stored.get("recipe") != own["recipe"]:
+        before, now = yaml.safe_load(str(stored.get("recipe"))), yaml.safe_load(own["recipe"])
+        before = before if isinstance(before, dict) else {}
+        keys = [key for key in now if key not in before or before[key] != now[key]]
+        found.append(f"the recipe has another {', '.join(keys or ['form'])}")
+    if stored.get("classes") != own["classes"]:
+        found.append(f"it has {stored.get('classes')} classes (speakers times speeds), now there are {own['classes']}")
+    elif stored.get("data") != own["data"]:
+        found.append("the data have other utterances, speakers or noise recordings")
+    return found
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -117,31 +188,41 @@ def train(
     """Train from ``state.step`` to the end; checkpoints and ``train.jsonl`` are written to ``folder``.
 
     A step that was interrupted half-way is repeated on resume.
+
+    Raises:
+        ModelError: If the training diverges. The last checkpoint written before stays.
+        MachineError: If the disk is full.
     """
     steps = range(state.step, recipe.steps)
     loader = DataLoader(crops, batch_size=None, sampler=steps, num_workers=1, prefetch_factor=4)
     checkpoint = folder / "checkpoint.pt"
     try:
-        with (folder / "train.jsonl").open("a") as log:
-            for features, labels in loader:
-                started = time.monotonic()
-                if state.step == recipe.speeds_from_step:
-                    state.spread_classes(crops.num_speakers)
-                loss, accuracy = train_step(state, recipe, features, labels)
-                state.step += 1
-                state.update_average(recipe.average_decay)
-                line = {"step": state.step, "loss": loss, "accuracy": accuracy, "step_s": time.monotonic() - started}
-                log.write(json.dumps(line) + "\n")
-                log.flush()
-                report(line)
-                if state.step % checkpoint_every == 0:
-                    state.save(checkpoint)
-    finally:
+        for features, labels in loader:
+            started = time.monotonic()
+            if state.step == recipe.speeds_from_step:
+                state.spread_classes(crops.num_speakers)
+            loss, accuracy = train_step(state, recipe, features, labels)
+            state.step += 1
+            state.update_average(recipe.average_decay)
+            line = {"step": state.step, "loss": loss, "accuracy": accuracy, "step_s": time.monotonic() - started}
+            append_line(folder / "train.jsonl", json.dumps(line))
+            report(line)
+            if state.step % checkpoint_every == 0:
+                state.save(checkpoint)
+    except CompressError:
+        raise  # diverged, or no disk: what there is now is worse than the last checkpoint, or cannot be written
+    except BaseException:
         state.save(checkpoint)  # an interrupt loses the running step at most
+        raise
+    state.save(checkpoint)
 
 
 def train_step(state: State, recipe: Recipe, features: Tensor, labels: Tensor) -> tuple[float, float]:
-    """One update on features (batch, frames, num_mel_bins) and class labels (batch,); returns loss and accuracy."""
+    """One update on features (batch, frames, num_mel_bins) and class labels (batch,); returns loss and accuracy.
+
+    Raises:
+        ModelError: If the loss or its gradient is NaN or infinite; the weights are left as they were.
+    """
     grown = ramp(recipe, state.step)
     state.classifier.margin = recipe.margin * grown
     state.classifier.scale = recipe.scale[0] + (recipe.scale[1] - recipe.scale[0]) * grown
@@ -153,6 +234,11 @@ def train_step(state: State, recipe: Recipe, features: Tensor, labels: Tensor) -
     loss, accuracy = state.classifier(embedding.float(), labels)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_(state.model.parameters(), 5.0)
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), 5.0)
+    if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        raise ModelError(
+            f"the training diverged at step {state.step + 1}: loss {loss.item():g}, norm of its gradient"
+            f" {norm.item():g}. Lower learning_rate or raise warmup_steps, and train again in another --out folder."
+        )
     state.optimizer.step()
     return loss.item(), accuracy.item()

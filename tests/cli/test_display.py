@@ -28,9 +28,34 @@ def test_the_table_fits_a_file_and_reasons_follow(capsys: pytest.CaptureFixture[
         artifact={"folder": "04-trt", "sha256": "ab"},
     )
     failed = table.row(variant="x", format="onnx", status="failed", reason="not tried.")
-    print_rows([deferred, failed])
+    print_rows([deferred, failed], ["It is [smaller]."])
     out, err = capsys.readouterr()
     assert err == ""
-    assert "prune+ptq+trt deferred: no [GPU] here.\nIn 04-trt on the target run:\n    trtexec --option=value" in out
+    assert "\n\nIt is [smaller].\n\nprune+ptq+trt deferred: no [GPU] here.\n" in out
+    assert "\nIn 04-trt on the target run:\n    trtexec --option=value" in out
     assert max(map(len, out.splitlines())) > 400  # a command is one line, to be copied
     assert out.endswith("\nx failed: not tried.\n")
+
+
+def test_no_cell_is_cut_in_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    figures = table.row(
+        variant="a [long] name of a run: prune+finetune+ptq",
+        runtime="onnxruntime",
+        precision="int8",
+        status="ok",
+        params=4_110_000,
+        size_bytes=4_312_000,
+        eer=0.0342,
+        eer_ci95=(0.0291, 0.0402),
+        decision_flips=1234,
+        n_trials=5670,
+        latency_ms={"p50": 9.61},
+        speedup=2.5,
+    )
+    print_rows([figures])
+    header, line = capsys.readouterr().out.splitlines()
+    assert all(name in header for name in table.COLUMNS)
+    assert all(cell in line for cell in table.cells(figures))

@@ -33,8 +33,10 @@ def test_prune_writes_an_artifact_folder(cli: Callable, small_checkpoint: Path, 
 
 def test_ptq_takes_a_calibration_list(cli: Callable, tiny_graph: Path, speech_folder: Path) -> None:
     calib = speech_folder / "calib.scp"
-    code, out, _ = cli("ptq", tiny_graph, "--utterances", "8", "--reduce-range", "true", "--calib", calib)
+    code, out, err = cli("ptq", tiny_graph, "--utterances", "8", "--reduce-range", "true", "--calib", calib)
     assert code == 0
+    assert f"calibration: 8 utterances of {calib}\n" in err
+    assert "warning" not in err
     assert out.splitlines()[-1].startswith("tiny-ptq: 6,216 parameters, ")
     artifact = Artifact.load(Path("tiny-ptq"))
     assert artifact.precision == "int8"
@@ -45,8 +47,9 @@ def test_ptq_takes_a_calibration_list(cli: Callable, tiny_graph: Path, speech_fo
 
 
 def test_trt_writes_the_graph_and_says_how_to_build(cli: Callable, tiny_graph: Path) -> None:
-    code, out, _ = cli("trt", tiny_graph, "--max-batch", "4", "--out", "engine")
+    code, out, err = cli("trt", tiny_graph, "--max-batch", "4", "--out", "engine")
     assert code == 0
+    assert "calibration" not in err
     assert "deferred: " in out
     assert "in engine on the target run:\n    trtexec --onnx=model.onnx" in out
     assert "--maxShapes=feats:4x3000x80" in out
@@ -56,7 +59,11 @@ def test_trt_writes_the_graph_and_says_how_to_build(cli: Callable, tiny_graph: P
 def test_a_dry_run_writes_nothing(cli: Callable, tiny_graph: Path, unchanged: Callable) -> None:
     before = unchanged()
     code, out, err = cli("ptq", tiny_graph, "--dry-run")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err == (
+        "calibration: 40 utterances of the embedded synthetic voices\n"
+        "warning: calibrate your own model on your own speech, with --calib FILE.\n"
+    )
     assert out == f"PTQ(utterances=40, reduce_range=None)\n{tiny_graph}: 6,216 parameters, onnx\nwould write tiny-ptq\n"
     assert unchanged() == before
 
@@ -97,3 +104,15 @@ def test_a_deferred_artifact_is_not_passed_on(cli: Callable, tiny_run: Path) -> 
     code, _, err = cli("ptq", tiny_run / "02-trt")
     assert code == 2
     assert "ptq takes onnx artifacts; this one is deferred." in err
+
+
+def test_an_int8_graph_is_not_quantized_again(cli: Callable, tiny_run: Path, unchanged: Callable) -> None:
+    before = unchanged()
+    code, _, err = cli("ptq", tiny_run / "01-ptq", "--dry-run")
+    assert (code, err) == (2, "error: ptq takes an fp32 graph; this one is int8 already.\n")
+    assert unchanged() == before
+
+
+def test_the_embedded_model_is_calibrated_on_the_embedded_voices_without_a_warning(cli: Callable) -> None:
+    code, _, err = cli("prune", "campplus", "--dry-run")
+    assert (code, err) == (0, "calibration: 60 utterances of the embedded synthetic voices\n")

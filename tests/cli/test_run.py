@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+import safetensors.torch
 import soundfile
+import torch
+from onnx import numpy_helper
 
 from compress import machine, table
 from compress.artifact import Artifact
@@ -34,6 +38,7 @@ def test_the_table_is_printed_and_progress_is_not_mixed_into_it(
     lines = out.splitlines()
     assert all(name in lines[0] for name in table.COLUMNS)
     assert [line.split()[0] for line in lines[1:4]] == ["baseline", "ptq", "ptq+trt"]
+    assert "ptq is " in out  # the summary in a sentence
     assert "ptq+trt deferred: " in out
     assert "In 02-trt on the target run:\n    trtexec --onnx=model.onnx" in out
     assert lines[-1] == f"{tmp_path / 'run'}: table.json, table.csv, table.md, report.html"
@@ -56,12 +61,39 @@ def test_a_deferred_step_fails_only_under_strict(cli: Callable, arguments: list[
     assert cli(*arguments, "--resume", "--strict").code == 1
 
 
-def test_a_failed_step_exits_with_1_and_says_why(cli: Callable, arguments: list[str], tiny_run: Path) -> None:
-    arguments[1] = str(tiny_run / "01-ptq")
-    code, out, _ = cli(*arguments)
+def unsigned(path: Path, out: Path) -> Path:
+    """Store the INT8 weights of a graph as U8, of the same values: ONNX Runtime runs it, TensorRT takes no such."""
+    graph = onnx.load(path)
+    stored = {tensor.name: tensor for tensor in graph.graph.initializer}
+    for node in graph.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in stored:
+            for tensor in (stored[node.input[0]], stored[node.input[2]]):
+                if tensor.data_type == onnx.TensorProto.INT8:
+                    shifted = (numpy_helper.to_array(tensor).astype(np.int16) + 128).astype(np.uint8)
+                    tensor.CopyFrom(numpy_helper.from_array(shifted, tensor.name))
+    onnx.save(graph, str(out))
+    return out
+
+
+def test_a_failed_step_exits_with_1_and_says_why(
+    cli: Callable, tiny_run: Path, speech_folder: Path, tmp_path: Path
+) -> None:
+    model = unsigned(tiny_run / "01-ptq" / "model.onnx", tmp_path / "unsigned.onnx")
+    code, out, _ = cli("run", model, "--data", speech_folder, "--passes", "trt", "--timing-s", 0)
     assert code == 1
-    assert "ptq failed: ptq takes an fp32 graph; this one is int8 already." in out
-    assert "ptq+trt failed: not tried, because ptq failed." in out
+    assert "\ntrt failed: trt: " in out
+    assert "is stored as U8; TensorRT takes S8 weights. Quantize with ptq.\n" in out
+
+
+def test_an_int8_graph_is_not_quantized_again(
+    cli: Callable, arguments: list[str], tiny_run: Path, unchanged: Callable
+) -> None:
+    before = unchanged()
+    twice = [argument.replace("ptq,trt", "ptq,ptq") for argument in arguments]
+    for given in ([arguments[0], tiny_run / "01-ptq", *arguments[2:]], twice):
+        code, out, err = cli(*given)
+        assert (code, out, err) == (2, "", "error: ptq takes an fp32 graph; this one is int8 already.\n")
+    assert unchanged() == before
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
@@ -181,6 +213,14 @@ OPTIONS = {
     ),
     "threads": (["--threads", "0"], r"threads must be in 1\.\.1024, got 0\."),
     "timing": (["--timing-s", "-1"], r"timing_s must be in 0\.\.3600 seconds, got -1\.0\."),
+    "setting of a link": (
+        ["--set", "onnx.opset=20"],
+        r"onnx is not in --passes\. Left out, it is inserted with its defaults\. Add onnx to --passes to set it\.",
+    ),
+    "setting of an absent pass": (
+        ["--set", "prune.ratio=0.2"],
+        r"is not in --passes\. Add prune to --passes to set it",
+    ),
     "missing data": (["--data", "no/such"], r"no/such: no such data folder\. It is a folder that holds a wav\.scp\."),
     "missing trials": (["--trials", "nope"], r"no trial list 'nope': "),
     "missing calibration": (["--calib", "nope.scp"], r"nope\.scp: no such file\."),
@@ -216,6 +256,45 @@ def corrupted(path: Path) -> Path:
     return path.parent
 
 
+def changed_weights(checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> list[object]:
+    """A checkpoint that differs from another one."""
+    state = safetensors.torch.load_file(checkpoint)
+    change(state)
+    safetensors.torch.save_file(state, "x.safetensors")
+    return ["x.safetensors", "--arch", "campplus"]
+
+
+class Intruder:
+    """Unpickling it makes a folder."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("intruded",)
+
+
+def pickled() -> list[object]:
+    torch.save({"weight": torch.zeros(2), "intruder": Intruder()}, "x.pt")
+    return ["x.pt", "--arch", "campplus"]
+
+
+def changed_graph(folder: Path, change: Callable[[onnx.ModelProto], object]) -> list[object]:
+    """An ONNX file that differs from that of an artifact."""
+    model = onnx.load(str(folder / "model.onnx"))
+    change(model)
+    Path("x.onnx").write_bytes(model.SerializeToString())
+    return ["x.onnx"]
+
+
+def lead_outside(model: onnx.ModelProto) -> None:
+    """Say that the first weight lies in a file of the folder above."""
+    tensor = model.graph.initializer[0]
+    Path("../secret").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../secret")
+
+
+DENSE = "xvector.dense.linear.weight"
+
 MODELS: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "unknown name": (lambda _, __: ["campluss"], r"unknown model 'campluss'\. Did you mean 'campplus'\?"),
     "missing path": (
@@ -229,6 +308,31 @@ MODELS: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
         r"is a checkpoint: say which network it belongs to with --arch NAME\.",
     ),
     "unknown arch": (lambda _, c: [c, "--arch", "camplus"], r"unknown model 'camplus'\. Did you mean 'campplus'\?"),
+    "missing key": (
+        lambda _, c: changed_weights(c, lambda state: state.pop("head.bn1.weight")),
+        r"x\.safetensors does not fit CAMPPlus: missing head\.bn1\.weight\. Is --arch right\?",
+    ),
+    "extra key": (
+        lambda _, c: changed_weights(c, lambda state: state.update(more=torch.zeros(2))),
+        r"x\.safetensors does not fit CAMPPlus: extra more\. Is --arch right\?",
+    ),
+    "misshaped key": (
+        lambda _, c: changed_weights(c, lambda state: state.update({"head.bn1.weight": torch.zeros(3)})),
+        r"x\.safetensors: head\.bn1\.weight has shape \[3\], CAMPPlus needs \[\d+\]\.",
+    ),
+    "NaN weights": (
+        lambda _, c: changed_weights(c, lambda state: state[DENSE].fill_(torch.nan)),
+        r"x\.safetensors holds NaN or infinite weights in xvector\.dense\.linear\.weight\.",
+    ),
+    "pickled code": (lambda _, __: pickled(), r"x\.pt holds pickled Python objects beside tensors; they are refused"),
+    "unsupported opset": (
+        lambda a, _: changed_graph(a, lambda model: setattr(model.opset_import[0], "version", 11)),
+        r"x\.onnx has opset 11; supported are 13 to \d+\. Export it again with opset 18\.",
+    ),
+    "external data outside": (
+        lambda a, _: changed_graph(a, lead_outside),
+        r"x\.onnx: .*lies outside the file's folder \(\.\./secret\); refused",
+    ),
     "not an artifact": (lambda a, _: [a.parent], r"is not an artifact folder: it has no artifact\.json\."),
     "altered weights": (lambda a, _: [corrupted(a / "model.onnx")], r"model\.onnx was altered: its SHA-256 is not the"),
     "wrong sample rate": (
@@ -296,7 +400,15 @@ def test_a_folder_without_the_right_to_write_is_refused(cli: Callable, arguments
     (tmp_path / "run").mkdir(mode=0o500)
     code, _, err = cli(*arguments)
     assert code == 2
-    assert "cannot be written (Permission denied). Choose another --out folder." in err
+    assert "cannot be written (Permission denied). Choose another place." in err
+
+
+def test_a_full_disk_is_told(cli: Callable, arguments: list[str], small_disk: Path) -> None:
+    arguments[arguments.index("--out") + 1] = str(small_disk / "run")
+    code, out, err = cli(*arguments)
+    assert (code, out) == (2, "")
+    assert f"error: disk full while writing {small_disk / 'run'}" in err
+    assert "Traceback" not in err
 
 
 def test_cuda_is_refused_without_a_gpu(cli: Callable, arguments: list[str], unchanged: Callable) -> None:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from compress.data.check import check_folder
+from compress.data.check import SHORTEST_MS, check_folder
 from compress.errors import InputError
+from compress.features import FRAME_LENGTH_MS
 
 NUM_UTTERANCES = 12
 
@@ -201,3 +202,7 @@ def test_real_headers_have_no_error(bench_data: Path) -> None:
     assert report.ok
     assert report.sample_rates == {16000: 1000}
     assert report.trials == {"trials_full": (9500, 40000), "trials_hard": (9500, 40000)}
+
+
+def test_the_shortest_utterance_gives_one_frame() -> None:
+    assert SHORTEST_MS == FRAME_LENGTH_MS

@@ -95,3 +95,11 @@ def test_misshaped_key_is_told(state, tmp_path: Path, key: str, shape: tuple[int
 def test_checkpoint_of_another_network_is_refused(fresh_tiny, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"weights\.bin does not fit campplus: missing .*Is --arch right\?"):
         load_model(saved(fresh_tiny().state_dict(), tmp_path), arch="campplus")
+
+
+@pytest.mark.parametrize("arch", [None, "campplus"])
+def test_a_name_is_no_checkpoint(arch: str | None) -> None:
+    with pytest.raises(
+        SettingError, match=r"name of a network and not a checkpoint.*Artifact\.open\('campplus'\)\.module"
+    ):
+        load_model("campplus", arch)

@@ -51,6 +51,7 @@ def test_defaults_run_on_a_tiny_network(kind: type[Pass], inputs, tiny_context: 
         artifact.embedding_size,
     )
     assert result.size_bytes > 0
+    assert result.precision == kind().precision_after(artifact.precision)
 
 
 @every_pass

@@ -162,3 +162,9 @@ def test_network_that_is_not_free_in_its_frames_is_refused(network: type[nn.Modu
 def test_opset_out_of_range_is_told(opset: int) -> None:
     with pytest.raises(SettingError, match=rf"onnx\.opset must be in 18\.\.23, got {opset}"):
         Onnx(opset=opset)
+
+
+def test_a_foreign_network_is_not_said_to_be_of_a_framework(tiny_onnx: Artifact) -> None:
+    metadata = {entry.key: entry.value for entry in onnx.load_from_string(tiny_onnx.onnx).metadata_props}
+    assert metadata["output_dim"] == "24"
+    assert not {"framework", "language"} & set(metadata)

@@ -14,7 +14,16 @@ from compress.artifact import Artifact, Format, FrontEnd
 from compress.audio import read_audio, resample
 from compress.data import DataFolder, embedded_data
 from compress.errors import InputError, MachineError, ModelError
-from compress.runners import RUNNERS, OnnxRuntimeRunner, TorchRunner, golden_outputs, load, open_runner, runners_for
+from compress.runners import (
+    RUNNERS,
+    OnnxRuntimeRunner,
+    TorchRunner,
+    golden_outputs,
+    load,
+    open_runner,
+    runners_for,
+    torch_threads,
+)
 
 RUNNABLE = ["tiny", "tiny_onnx", "tiny_int8"]
 
@@ -172,3 +181,32 @@ def test_recording_of_another_rate_reads_and_embeds(tiny_onnx: Artifact, tmp_pat
     runner = open_runner(tiny_onnx, 1)
     embedding = runner.embed(read_audio(tmp_path / "stereo.flac", 16000), 16000)
     assert cosine(embedding, runner.embed(tone(16000), 16000)) > 0.99
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_name_opens_the_embedded_weights(
+    campplus: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if folder:
+        Path("campplus").mkdir()  # of something else: it holds no artifact
+    assert compress.load("campplus", threads=1).artifact.sha256 == campplus.sha256
+
+
+def test_an_artifact_in_a_folder_of_that_name_is_taken(
+    tiny_onnx: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_onnx.save(Path("campplus"))
+    assert compress.load("campplus").artifact.sha256 == tiny_onnx.sha256
+
+
+def test_a_graph_file_is_loaded(tiny_graph: Path) -> None:
+    assert compress.load(tiny_graph).artifact.embedding_size == 24
+
+
+def test_torch_threads_are_set_back() -> None:
+    before = torch.get_num_threads()
+    with torch_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before

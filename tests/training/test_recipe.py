@@ -1,11 +1,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.errors import InputError, SettingError
-from compress.training.recipe import Recipe, read_recipe, to_yaml
+from compress.training.recipe import Recipe, build_network, read_recipe, to_yaml
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
 
@@ -43,9 +44,24 @@ def test_an_unknown_key_offers_the_nearest(tmp_path: Path) -> None:
     [
         ("steps: many", "steps must be of type int, got 'many'"),
         ("steps: 0", "must be positive"),
-        ("crop_s: 0.01", "at least 0.1 s"),
+        ("steps: true", "steps must be of type int, got True"),
+        ("crop_s: 0.01", r"crop_s must be in 0\.1\.\.600, got 0\.01"),
+        ("learning_rate: .nan", r"learning_rate must be in 0\.\.1, got nan"),
+        ("average_decay: 1.5", r"average_decay must be in 0\.\.1, got 1\.5"),
+        ("seed: -1", "must not be negative"),
+        ("scale: [32.0]", r"scale must be two values, the lower first, got \[32\.0\]"),
+        ("scale: 32.0", "scale must be a list such as"),
+        ("margin_steps: [5, 1]", r"margin_steps must be two values, the lower first, got \[5, 1\]"),
+        ("margin_steps: [1.5, 2]", "items of margin_steps must be of type int, got 1.5"),
+        ("scale: [low, high]", "items of scale must be of type float, got 'low'"),
+        ("augmentation: {p_room: 2}", r"p_room must be in 0\.\.1, got 2"),
+        ("augmentation: {snr_db: [1, 2, 3]}", "snr_db must be two values"),
+        ("augmentation: {babble_snr_db: [9, 2]}", "babble_snr_db must be two values, the lower first"),
+        ("augmentation: {rt60_s: [0, 1]}", r"rt60_s must be in 0\.01\.\.10, got 0"),
+        ("augmentation: loud", "augmentation must be a mapping, got 'loud'"),
+        ("speeds: []", "at least one speed"),
         ("precision: fp8", "bf16 or fp32, got 'fp8'"),
-        ("speeds: [1.0, -1.0]", "speeds must be positive"),
+        ("speeds: [1.0, -1.0]", r"speeds must be in 0\.1\.\.10, got -1"),
     ],
 )
 def test_a_value_out_of_range_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -58,3 +74,15 @@ def test_what_is_no_mapping_is_refused(tmp_path: Path) -> None:
         read("- 1", tmp_path)
     with pytest.raises(InputError, match="no such recipe"):
         read_recipe(tmp_path / "absent.yaml")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_recipe(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"model: caf\xe9")
+    with pytest.raises(InputError, match="is not valid YAML"):
+        read_recipe(tmp_path / "latin.yaml")
+
+
+def test_a_network_that_cannot_be_built_is_told() -> None:
+    assert isinstance(build_network(Recipe(arguments={"embedding_size": 8})), torch.nn.Module)
+    for arguments in ({"embeding_size": 8}, {"growth_rate": -1}, {"feat_dim": "80"}, {1: 2}):
+        with pytest.raises(SettingError, match="campplus cannot be built from arguments"):
+            build_network(Recipe(arguments=arguments))

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compress.errors import InputError, MachineError, ModelError
 from compress.models.campplus import CAMPPlus
 from compress.training.recipe import Recipe
 from compress.training.trainer import Crops, State, learning_rate, ramp, train
@@ -66,6 +68,39 @@ def test_interrupted_and_resumed_gives_the_weights_of_an_unbroken_run(tmp_path: 
     assert second.step == RECIPE.steps
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(second)[name]), name
+
+
+def test_a_training_that_diverges_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    begun = state()
+
+    def poison(line: dict[str, float]) -> None:
+        if line["step"] == 3:
+            begun.model.xvector["dense"].linear.weight.data.fill_(torch.inf)
+
+    with pytest.raises(ModelError, match=r"diverged at step 4: loss nan.*Lower learning_rate"):
+        train(begun, RECIPE, crops(), tmp_path, poison, checkpoint_every=2)
+    good = state()
+    good.load(tmp_path / "checkpoint.pt")
+    assert good.step == 2
+    assert all(torch.isfinite(value).all() for value in weights(good).values())
+    assert len((tmp_path / "train.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(small_disk: Path) -> None:
+    with pytest.raises(MachineError, match=r"disk full while writing .*checkpoint\.pt"):
+        state().save(small_disk / "checkpoint.pt")
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    state().save(path)
+    with pytest.raises(InputError, match=r"the recipe has another batch_size, seed\."):
+        state(replace(RECIPE, batch_size=8, seed=2)).load(path)
+    other = state()
+    other.origin["data"] = "other"
+    with pytest.raises(InputError, match="the data have other utterances, speakers or noise recordings"):
+        other.load(path)
 
 
 def test_classes_of_further_speeds_start_at_their_speakers_center() -> None:
