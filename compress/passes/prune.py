@@ -14,6 +14,7 @@ from compress.surgery import choose_channels, l1_scores, remove_channels, trace,
 
 TRACE_FRAMES = 120  # longer than one context segment of CAM++; the trace does not depend on it
 COSINE_UTTERANCES = 20
+VARIANCE_FLOOR = 0.5  # of the variance before pruning
 
 
 @final
@@ -85,8 +86,11 @@ def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 def reestimate_batch_norm(model: nn.Module, utterances: list[Array]) -> None:
     """Replace the running statistics of every batch norm by those of unlabeled utterances, in place.
 
-    Only batch norm is put in training mode; a cumulative average over batches of similar length is taken. Within
-    a batch all utterances are cut to the shortest, so no padding enters the statistics.
+    Only batch norm is put in training mode; a cumulative average over batches of similar length is taken. Shorter
+    utterances of a batch are repeated to the longest, so neither padding nor lost frames distort the statistics.
+
+    No variance falls below ``VARIANCE_FLOOR`` of its old value: a channel that lost most of its input would
+    otherwise be amplified, and over many layers one rare sound then grows a thousandfold, which INT8 cannot hold.
 
     Args:
         model: In eval mode before and after.
@@ -94,6 +98,7 @@ def reestimate_batch_norm(model: nn.Module, utterances: list[Array]) -> None:
     """
     layers = batch_norms(model)
     momenta = [layer.momentum for layer in layers]
+    floors = [VARIANCE_FLOOR * layer.running_var for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None
@@ -102,16 +107,23 @@ def reestimate_batch_norm(model: nn.Module, utterances: list[Array]) -> None:
         for batch in batches_by_length(utterances, size=16):
             model(batch)
     finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
+        for layer, momentum, floor in zip(layers, momenta, floors, strict=True):
+            layer.running_var.clamp_(min=floor)
             layer.momentum = momentum
             layer.eval()
 
 
 def batches_by_length(utterances: list[Array], size: int) -> list[Tensor]:
-    """Sort by length and cut each group of about ``size`` to its shortest: (batch, frames, num_mel_bins) each."""
+    """Sort by length and repeat each group of about ``size`` to its longest: (batch, frames, num_mel_bins) each."""
     ordered = sorted(utterances, key=len)
     groups = np.array_split(np.arange(len(ordered)), max(1, len(ordered) // size))
-    return [torch.from_numpy(np.stack([ordered[i][: len(ordered[group[0]])] for i in group])) for group in groups]
+    return [
+        torch.from_numpy(np.stack([_repeated(ordered[i], len(ordered[group[-1]])) for i in group])) for group in groups
+    ]
+
+
+def _repeated(utterance: Array, frames: int) -> Array:
+    return np.resize(utterance, (frames, utterance.shape[1]))
 
 
 @torch.no_grad()
