@@ -30,7 +30,7 @@ def test_batches_hold_every_utterance_once_and_no_padding(lengths: list[int], si
     assert sorted(marks) == list(range(1, len(lengths) + 1))
     for batch in batches:
         members = [int(utterance[0, 0]) - 1 for utterance in batch]
-        assert batch.shape[1] == min(lengths[i] for i in members)
+        assert batch.shape[1] == max(lengths[i] for i in members)
         assert (batch == batch[:, :1]).all()
         assert len(batches) == 1 or len(batch) >= size
 
@@ -48,6 +48,14 @@ def test_reestimated_statistics_are_those_of_the_batch(seed: int, count: int) ->
     assert not norm.training
     assert norm.momentum == 0.1
     assert torch.equal(norm.weight, torch.ones(4))
+
+
+def test_a_channel_that_lost_its_input_is_not_amplified() -> None:
+    utterances = [np.zeros((20, 2), np.float32)] * 4
+    norm = nn.BatchNorm1d(2).eval()
+    norm.running_var = torch.tensor([4.0, 0.01])
+    reestimate_batch_norm(nn.Sequential(Turn(), norm), utterances)
+    assert norm.running_var.tolist() == pytest.approx([2.0, 0.005])
 
 
 class Turn(nn.Module):
