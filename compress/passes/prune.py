@@ -98,7 +98,7 @@ def reestimate_batch_norm(model: nn.Module, utterances: list[Array]) -> None:
     """
     layers = batch_norms(model)
     momenta = [layer.momentum for layer in layers]
-    floors = [VARIANCE_FLOOR * layer.running_var for layer in layers]
+    floors = [VARIANCE_FLOOR * running_var(layer) for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None
@@ -108,9 +108,15 @@ def reestimate_batch_norm(model: nn.Module, utterances: list[Array]) -> None:
             model(batch)
     finally:
         for layer, momentum, floor in zip(layers, momenta, floors, strict=True):
-            layer.running_var.clamp_(min=floor)
+            running_var(layer).clamp_(min=floor)
             layer.momentum = momentum
             layer.eval()
+
+
+def running_var(layer: nn.modules.batchnorm._BatchNorm) -> Tensor:
+    """Running variance (channels,) of a batch norm that keeps statistics."""
+    assert layer.running_var is not None, "batch_norms lists only layers that keep statistics"
+    return layer.running_var
 
 
 def batches_by_length(utterances: list[Array], size: int) -> list[Tensor]:
