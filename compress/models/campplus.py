@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Size, Tensor, nn
 
+from compress.models.blocks import BasicResBlock
+
 SEGMENT_FRAMES = 100  # length of a context segment, in frames after the stride of 2
 BLOCKS = ((12, 3, 1), (24, 3, 2), (16, 3, 2))  # layers, kernel size, dilation of the three dense blocks
 
@@ -145,26 +147,9 @@ class DenseLayer(nn.Module):
         return y
 
 
-class BasicResBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut; the stride acts on frequency alone."""
-
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, (stride, 1), 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or in_channels != channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, (stride, 1), bias=False), nn.BatchNorm2d(channels)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, in_channels, mel, frames) -> (batch, channels, ceil(mel / stride), frames)."""
-        y = torch.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return torch.relu(y + self.shortcut(x))
+def frequency_stage(channels: int) -> nn.Sequential:
+    """Two residual blocks that halve the mel axis and keep the frames."""
+    return nn.Sequential(BasicResBlock(channels, channels, (2, 1)), BasicResBlock(channels, channels, (1, 1)))
 
 
 class FCM(nn.Module):
@@ -174,8 +159,8 @@ class FCM(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(1, channels, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.layer1 = nn.Sequential(BasicResBlock(channels, channels, 2), BasicResBlock(channels, channels, 1))
-        self.layer2 = nn.Sequential(BasicResBlock(channels, channels, 2), BasicResBlock(channels, channels, 1))
+        self.layer1 = frequency_stage(channels)
+        self.layer2 = frequency_stage(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, (2, 1), 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.out_channels = channels * (num_mel_bins // 8)

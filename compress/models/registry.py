@@ -8,10 +8,13 @@ from typing import Any
 from torch import Size, nn
 
 from compress.errors import ModelError, SettingError, unknown_name
-from compress.models import campplus
+from compress.models import campplus, resnet34
 from compress.models.checkpoint import load_into, read_state_dict
 
 WEIGHTS = Path(__file__).parent / "weights"
+
+# sherpa-onnx needs both keys; a checkpoint of 3D-Speaker does not tell its language.
+SHERPA = {"framework": "3d-speaker", "language": "unknown"}
 
 Shapes = Mapping[str, Size]
 
@@ -50,6 +53,14 @@ ARCHITECTURES = {
             campplus.CAMPPlus,
             campplus.infer_arguments,
             {"framework": "3d-speaker", "language": "English"},  # sherpa-onnx needs both; English as the weights
+        ),
+        Architecture(
+            "resnet34",
+            "sv",
+            "ResNet34 with statistics pooling, 80 mel bins",
+            resnet34.ResNet34,
+            resnet34.infer_arguments,
+            SHERPA,
         ),
     )
 }
