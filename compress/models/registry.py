@@ -8,7 +8,7 @@ from typing import Any
 from torch import Size, nn
 
 from compress.errors import ModelError, SettingError, unknown_name
-from compress.models import campplus, ecapa_tdnn, resnet34
+from compress.models import campplus, ecapa_tdnn, resnet34, tdnn_blstm
 from compress.models.checkpoint import load_into, read_state_dict
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -53,6 +53,14 @@ ARCHITECTURES = {
             campplus.CAMPPlus,
             campplus.infer_arguments,
             {"framework": "3d-speaker", "language": "English"},  # sherpa-onnx needs both; English as the weights
+        ),
+        Architecture(
+            "tdnn_blstm",
+            "sv",
+            "TDNN, bidirectional LSTM and self-attentive pooling, 80 mel bins",
+            tdnn_blstm.TDNNBLSTM,
+            tdnn_blstm.infer_arguments,
+            SHERPA,
         ),
         Architecture(
             "ecapa_tdnn",
