@@ -8,7 +8,7 @@ from typing import Any
 from torch import Size, nn
 
 from compress.errors import ModelError, SettingError, unknown_name
-from compress.models import campplus, ecapa_tdnn, resnet34, tdnn_blstm
+from compress.models import campplus, ecapa_tdnn, eres2net, eres2netv2, resnet34, tdnn_blstm
 from compress.models.checkpoint import load_into, read_state_dict
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -68,6 +68,22 @@ ARCHITECTURES = {
             "ECAPA-TDNN of 1024 channels, 80 mel bins",
             ecapa_tdnn.ECAPATDNN,
             ecapa_tdnn.infer_arguments,
+            SHERPA,
+        ),
+        Architecture(
+            "eres2net",
+            "sv",
+            "ERes2Net with local and global feature fusion, 80 mel bins",
+            eres2net.ERes2Net,
+            eres2net.infer_arguments,
+            SHERPA,
+        ),
+        Architecture(
+            "eres2netv2",
+            "sv",
+            "ERes2NetV2 with bottom-up feature fusion, 80 mel bins",
+            eres2netv2.ERes2NetV2,
+            eres2netv2.infer_arguments,
             SHERPA,
         ),
         Architecture(
