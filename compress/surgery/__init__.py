@@ -8,18 +8,29 @@ Trace the network, score its coupled channels, choose, remove, and verify:
     report = verify_removal(model, pruned, graph, selection.channels, features)
 """
 
-from compress.surgery.counting import ParameterCounter, count_macs, count_parameters, parameters_after
+from compress.surgery.counting import (
+    ByteCounter,
+    Counter,
+    MacsCounter,
+    ParameterCounter,
+    count_macs,
+    count_parameters,
+    parameters_after,
+)
 from compress.surgery.gate import GateReport, verify_removal
 from compress.surgery.graph import ChannelGraph, ChannelGroup, Member, Role, trace
-from compress.surgery.removal import mask_channels, mask_consumers, remove_channels
+from compress.surgery.removal import mask_channels, mask_consumers, remove_channels, widths_stored_in
 from compress.surgery.resize import resize_to
 from compress.surgery.scores import l1_scores
 from compress.surgery.selection import Scope, Selection, choose_channels
 
 __all__ = [
+    "ByteCounter",
     "ChannelGraph",
     "ChannelGroup",
+    "Counter",
     "GateReport",
+    "MacsCounter",
     "Member",
     "ParameterCounter",
     "Role",
@@ -36,4 +47,5 @@ __all__ = [
     "resize_to",
     "trace",
     "verify_removal",
+    "widths_stored_in",
 ]

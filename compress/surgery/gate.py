@@ -148,22 +148,23 @@ def first_wrong_group(
     features: Tensor,
     tolerance: float,
 ) -> str:
-    """Name the first group whose removal changes the function, by bisecting the groups."""
-    names = list(channels)
+    """Name the first group whose removal changes the function, by bisecting the groups; bundles stay together."""
+    bundles = {group.name: group.bundle or group.name for group in graph.all_groups}
+    units = list(dict.fromkeys(bundles[name] for name in channels))
 
     def fails(length: int) -> bool:
-        some = {name: channels[name] for name in names[:length]}
+        some = {name: gone for name, gone in channels.items() if bundles[name] in units[:length]}
         got = pruned_output(remove_channels(dense, graph, some), features)
         return not all(
             difference(got, output(mask(dense, graph, some), features)) <= tolerance
             for mask in (mask_channels, mask_consumers)
         )
 
-    low, high = 1, len(names)  # the shortest prefix of groups that fails
+    low, high = 1, len(units)  # the shortest prefix of groups that fails
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if fails(middle) else (middle + 1, high)
-    return names[low - 1]
+    return next(name for name in channels if bundles[name] == units[low - 1])
 
 
 def owner_of_difference(graph: ChannelGraph, channels: Removal, name: str, actual: Tensor, right: Tensor) -> str | None:

@@ -5,22 +5,20 @@ The network is exported to its ATen graph, every axis of every parameter is labe
 means dropping the same indices from every (parameter, dimension) that carries it.
 """
 
-import copy
 import operator
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from torch import Tensor, fx, nn
 
-from compress.errors import ModelError, SettingError
+from compress.errors import SettingError
 from compress.surgery.labels import Axis, Channels, Labels, Value, fixed
 from compress.surgery.rules import RULES, Call, refuse_all
+from compress.surgery.tracing import trace_operators
 
 Removal: TypeAlias = Mapping[str, Iterable[int]]  # group name -> the channels to remove
 Place: TypeAlias = tuple[str, int]  # a parameter or buffer, and one of its dimensions
@@ -64,6 +62,8 @@ class ChannelGroup:
         members: Every dimension that carries them.
         width: Number of channels.
         parameters_per_channel: Parameters that go when a single channel is removed.
+        bundle: Groups of one bundle must lose equally many channels: the directions and layers of an LSTM, which
+            has one ``hidden_size``. None for a group that stands alone.
         frozen: Why the channels must stay; None if they may be removed.
     """
 
@@ -72,6 +72,7 @@ class ChannelGroup:
     width: int
     parameters_per_channel: int
     frozen: str | None = None
+    bundle: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class ChannelGraph:
         shapes: Shape of every parameter and buffer, one name for each tensor.
         parameters: Which of these are parameters.
         aliases: Further names of tensors that several modules share.
+        stored_widths: Attributes, by dotted path, in which a module keeps a number of channels, and that number;
+            groups have them as members beside tensors.
         all_groups: Prunable and frozen groups, in the order of the network's parameters.
         refusals: Where and why channels were frozen by an operator.
     """
@@ -89,6 +92,7 @@ class ChannelGraph:
     shapes: Mapping[str, tuple[int, ...]]
     parameters: tuple[str, ...]
     aliases: Mapping[str, tuple[str, ...]]
+    stored_widths: Mapping[str, int]
     all_groups: tuple[ChannelGroup, ...]
     refusals: tuple[str, ...]
 
@@ -104,9 +108,11 @@ class ChannelGraph:
         """Check what is asked to be removed; yield each group with its sorted channels.
 
         Raises:
-            SettingError: If a group is unknown or frozen, a channel does not exist, or none would be left.
+            SettingError: If a group is unknown or frozen, a channel does not exist, or none would be left; or if
+                groups of one bundle would lose different numbers of channels.
         """
         known = {group.name: group for group in self.all_groups}
+        self._check_bundles({name: len(set(asked)) for name, asked in channels.items()})
         for name, asked in channels.items():
             gone = tuple(sorted(set(asked)))
             if name not in known:
@@ -120,6 +126,19 @@ class ChannelGraph:
                 raise SettingError(f"{name}: all {group.width} channels would be removed; keep at least one.")
             if gone:
                 yield group, gone
+
+    def _check_bundles(self, removed: Mapping[str, int]) -> None:
+        first: dict[str, ChannelGroup] = {}
+        for group in self.groups():
+            if group.bundle is None:
+                continue
+            other = first.setdefault(group.bundle, group)
+            count, expected = removed.get(group.name, 0), removed.get(other.name, 0)
+            if count != expected:
+                raise SettingError(
+                    f"{group.name} would lose {count} channels and {other.name} {expected}, but {group.bundle} is the"
+                    " width of both. Remove equally many of each."
+                )
 
     def removed_indices(self, channels: Removal) -> dict[Place, list[int]]:
         """The sorted indices to drop from each dimension, for the given channels."""
@@ -147,23 +166,29 @@ def trace(model: nn.Module, example: Tensor) -> ChannelGraph:
         name: tuple(Channels(labels.new(n), np.ones(n, dtype=np.bool_)) for n in tensor.shape)
         for name, tensor in tensors.items()
     }
-    graph, placeholders = aten_graph(model, example)
+    traced = trace_operators(model, example)
+    tensor_of = {node: names[name] for node, name in traced.tensors.items()}
     refusals: list[str] = []
     values: dict[fx.Node, Any] = {}
-    for node in graph.nodes:
-        if node.op == "placeholder" and node.name in placeholders:
-            name = names[placeholders[node.name]]
+    for node in traced.graph.nodes:
+        if node in tensor_of:
+            name = tensor_of[node]
             values[node] = Value(tuple(tensors[name].shape), births[name], constant=True)
         elif node.op == "call_function":
-            values[node] = call(node, values, labels, refusals)
+            path = traced.paths[node]
+            values[node] = call(node, path, vars(model.get_submodule(path)), values, labels, refusals)
         elif node.op == "output":
             for result in node.all_input_nodes:
                 freeze_all(labels, values[result].axes, "it is an output of the network")
         else:
             values[node] = like(node, constant=node.op == "get_attr" or "lifted" in node.name)
-    used = {names[placeholders[node.name]] for node in graph.nodes if node.users and node.name in placeholders}
+    used = {name for node, name in tensor_of.items() if node.users}
     for name in births.keys() - used:
         freeze_all(labels, births[name], "the traced forward pass does not use it")
+    stored = {
+        f"{module}.{attribute}".removeprefix("."): (Channels(axis, np.ones(len(axis), dtype=np.bool_)),)
+        for (module, attribute), axis in labels.stored.items()
+    }
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     aliases: defaultdict[str, list[str]] = defaultdict(list)
     for alias, name in names.items():
@@ -174,7 +199,8 @@ def trace(model: nn.Module, example: Tensor) -> ChannelGraph:
         shapes=shapes,
         parameters=parameters,
         aliases={name: tuple(others) for name, others in aliases.items()},
-        all_groups=tuple(group_channels(labels, births, frozenset(parameters))),
+        stored_widths={name: len(axes[0].labels) for name, axes in stored.items()},
+        all_groups=bundled_groups(labels, {**births, **stored}, frozenset(parameters)),
         refusals=tuple(refusals),
     )
 
@@ -184,21 +210,6 @@ def tensor_names(model: nn.Module) -> dict[str, str]:
     first: dict[int, str] = {}
     both = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return {name: first.setdefault(id(tensor), name) for name, tensor in both}
-
-
-def aten_graph(model: nn.Module, example: Tensor) -> tuple[fx.Graph, dict[str, str]]:
-    """Export to ATen; return the graph and which placeholder is which parameter or buffer."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about torch's own tree specifications, and an LSTM's flat weights
-        try:
-            program = torch.export.export(copy.deepcopy(model).eval(), (example,), strict=False)
-            if any(getattr(getattr(n.target, "_schema", None), "is_mutable", False) for n in program.graph.nodes):
-                program = program.run_decompositions({})  # in-place operators become ordinary ones
-        except Exception as error:  # torch.export raises many unrelated kinds
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(f"{type(model).__name__} cannot be traced by torch.export: {line}") from error
-    signature = program.graph_signature
-    return program.graph, {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
 
 
 def freeze_all(labels: Labels, axes: Iterable[Axis], reason: str) -> None:
@@ -215,29 +226,41 @@ def like(node: fx.Node, constant: bool) -> Any:
     return fixed(result.shape if isinstance(result, Tensor) else (), constant)
 
 
-def call(node: fx.Node, values: Mapping[fx.Node, Any], labels: Labels, refusals: list[str]) -> Any:
-    """Apply the rule of one operator call."""
+def call(
+    node: fx.Node,
+    path: str,
+    attributes: Mapping[str, Any],
+    values: Mapping[fx.Node, Any],
+    labels: Labels,
+    refusals: list[str],
+) -> Any:
+    """Apply the rule of one operator call, made by the module at ``path``."""
     if node.target is operator.getitem:
         source: Any = values[node.args[0]]  # type: ignore[index]
         return source[node.args[1]]
     # Asked of the graph rather than the arguments: an operator without a schema may nest its tensors deeply.
     operands = [item for used in node.all_input_nodes for item in as_tuple(values[used])]
     constant = all(value.constant for value in operands)
-    if not any(value.has_channels for value in operands):
-        return like(node, constant)
     schema = getattr(node.target, "_schema", None)
     op = schema.name.removeprefix("aten::") if schema is not None else str(node.target)
+    if not any(value.has_channels for value in operands):
+        result = like(node, constant)
+        return replace(result, zeros_of=path) if op == "zeros" else result
     arguments = (
         named_arguments(node, values) if schema is not None else {str(i): value for i, value in enumerate(operands)}
     )
     results = node.meta.get("val")
-    first = results[0] if isinstance(results, list | tuple) and results else results
-    shape = tuple(int(size) for size in first.shape) if isinstance(first, Tensor) else ()
-    this = Call(op, module_path(node), arguments, shape, labels, refusals)
+    several = isinstance(results, list | tuple)
+    shapes = tuple(value.shape for value in as_tuple(like(node, constant))) or ((),)
+    reads = {user.args[1] for user in node.users if user.target is operator.getitem and user.users}
+    used = frozenset(i for i in reads if isinstance(i, int)) if several else frozenset({0})
+    this = Call(op, path, arguments, shapes, used, labels, refusals, attributes)
     value = RULES.get(op, refuse_all)(this)
-    if isinstance(results, list | tuple):
-        return (value, *like(node, constant)[1:])
-    return value
+    if not several or isinstance(value, tuple):
+        return value
+    if value.has_channels and used - {0}:
+        value = refuse_all(this, "gives states that are read, for which there is no removal rule")
+    return (value, *like(node, constant)[1:])
 
 
 def as_tuple(value: Any) -> tuple[Value, ...]:
@@ -258,10 +281,41 @@ def named_arguments(node: fx.Node, values: Mapping[fx.Node, Any]) -> dict[str, A
     return named
 
 
-def module_path(node: fx.Node) -> str:
-    """Path of the innermost module whose forward made this node; empty for the network itself."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return str(stack[-1][0]).split("@")[0] if stack else ""
+def bundled_groups(
+    labels: Labels, births: Mapping[str, tuple[Channels, ...]], parameters: frozenset[str]
+) -> tuple[ChannelGroup, ...]:
+    """Group the channels, and tell the groups that must stay of one width.
+
+    A bundle of which an axis is not one whole group, frozen in part for instance, is frozen altogether.
+    """
+    place_of = {
+        axis.labels[0]: (name, dim)
+        for name, axes in births.items()
+        for dim, axis in enumerate(axes[:2])
+        if len(axis.labels)
+    }
+    while True:
+        groups = list(group_channels(labels, births, parameters))
+        holders: defaultdict[Place, list[ChannelGroup]] = defaultdict(list)
+        for group in groups:
+            for place in {(member.name, member.dim) for member in group.members}:
+                holders[place].append(group)
+        broken = False
+        bundle_of: dict[str, str] = {}
+        for bundle, axes in labels.bundles.items():
+            found = [group for axis in axes for group in holders[place_of[axis[0]]]]
+            reasons = [reason for axis in axes for label in axis.tolist() if (reason := labels.reason(label))]
+            if not reasons and [group.width for group in found] == [len(axis) for axis in axes]:
+                joined = {bundle_of.get(group.name, bundle) for group in found}
+                bundle_of.update({group.name: bundle for group in found})
+                bundle_of.update({name: bundle for name, other in bundle_of.items() if other in joined})
+            elif len(reasons) < sum(map(len, axes)):
+                why = reasons[0] if reasons else "its channels are coupled unequally"
+                for axis in axes:
+                    freeze_all(labels, [Channels(axis, axis > 0)], f"{bundle} is its width: {why}")
+                broken = True
+        if not broken:
+            return tuple(replace(group, bundle=bundle_of.get(group.name)) for group in groups)
 
 
 def group_channels(

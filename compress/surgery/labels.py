@@ -5,6 +5,7 @@ in one class at the end stands or falls together. Values passed between operator
 that hold channels, and nothing on those that do not (batch, frames, mel bins).
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -51,11 +52,13 @@ class Value:
         shape: Its shape for the traced example.
         axes: One entry per axis.
         constant: Whether it depends on parameters, buffers and constants alone, not on the network's input.
+        zeros_of: Path of the module that made it of zeros, as a recurrent layer makes its own initial state.
     """
 
     shape: tuple[int, ...]
     axes: tuple[Axis, ...]
     constant: bool = False
+    zeros_of: str | None = None
 
     @property
     def has_channels(self) -> bool:
@@ -78,6 +81,8 @@ class Labels:
         self.produced: set[int] = set()  # labels of weight rows: a weighted sum makes the channel
         self.consumed: set[int] = set()  # labels of weight columns: a weighted sum reads the channel
         self.leaky: set[int] = set()  # columns that read something other than zero from a masked channel
+        self.bundles: defaultdict[str, list[IntArray]] = defaultdict(list)  # axes that must stay of one size
+        self.stored: dict[tuple[str, str], IntArray] = {}  # (module, attribute) -> the axis whose width it holds
 
     def new(self, count: int) -> IntArray:
         """Make ``count`` labels, each a class of its own."""
@@ -108,6 +113,12 @@ class Labels:
             self._parent[b] = a
             if b in self._reasons:
                 self._reasons.setdefault(a, self._reasons.pop(b))
+
+    def store(self, module: str, attribute: str, axis: IntArray) -> None:
+        """Note that an attribute of a module holds the width of this axis."""
+        known = self.stored.setdefault((module, attribute), axis)
+        if known is not axis:
+            self.unite(known, axis, f"{module}.{attribute} is the width of several axes")
 
     def freeze(self, axis: Axis, reason: str) -> None:
         """Keep every channel of this axis; the first reason is the one reported."""

@@ -10,6 +10,8 @@ from compress.surgery.graph import ChannelGraph, Removal, Role
 
 Network = TypeVar("Network", bound=nn.Module)
 
+GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+
 
 @torch.no_grad()
 def remove_channels(model: Network, graph: ChannelGraph, channels: Removal) -> Network:
@@ -27,18 +29,30 @@ def remove_channels(model: Network, graph: ChannelGraph, channels: Removal) -> N
         SettingError: If the channels do not exist, are frozen, or none of a group would be left.
     """
     model = copy.deepcopy(model)
-    keep: dict[str, list[tuple[int, list[int]]]] = {}
+    narrowed: dict[str, Tensor] = {}
     for (name, dim), gone in graph.removed_indices(channels).items():
+        if name in graph.stored_widths:
+            path, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(path), attribute, graph.stored_widths[name] - len(gone))
+            continue
+        tensor = narrowed.get(name, get_tensor(model, name))
         doomed = set(gone)
-        keep.setdefault(name, []).append((dim, [i for i in range(graph.shapes[name][dim]) if i not in doomed]))
-    for name, kept in keep.items():
-        narrow = get_tensor(model, name)
-        for dim, indices in kept:
-            narrow = narrow.index_select(dim, torch.tensor(indices, device=narrow.device))
-        replace_tensor(model, [name, *graph.aliases.get(name, ())], narrow)
+        kept = [i for i in range(tensor.shape[dim]) if i not in doomed]
+        narrowed[name] = tensor.index_select(dim, torch.tensor(kept, device=tensor.device))
+    for name, tensor in narrowed.items():
+        replace_tensor(model, [name, *graph.aliases.get(name, ())], tensor)
     for module in model.modules():
         update_widths(module)
     return model
+
+
+def widths_stored_in(model: nn.Module, graph: ChannelGraph) -> dict[str, int]:
+    """Dotted path of every attribute that keeps a number of channels -> its value in this network."""
+    found = {}
+    for name in graph.stored_widths:
+        path, _, attribute = name.rpartition(".")
+        found[name] = int(getattr(model.get_submodule(path), attribute))
+    return found
 
 
 def get_tensor(model: nn.Module, name: str) -> Tensor:
@@ -60,14 +74,19 @@ def replace_tensor(model: nn.Module, names: list[str], tensor: Tensor) -> None:
 def update_widths(module: nn.Module) -> None:
     """Make a layer's stored widths agree with its tensors."""
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        if module.groups > 1 and module.groups == module.out_channels:  # depthwise: a group per channel
-            module.groups = module.weight.shape[0]
+        if module.groups > 1 and module.in_channels == module.groups:  # depthwise: filters of its own for each channel
+            module.groups = module.weight.shape[0] * module.groups // module.out_channels
         module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+    elif isinstance(module, nn.modules.batchnorm._NormBase):  # instance norm too
         vector = module.running_mean if module.running_mean is not None else module.weight
         module.num_features = module.num_features if vector is None else vector.shape[0]
+    elif isinstance(module, nn.RNNBase):
+        rows, module.input_size = module.get_parameter("weight_ih_l0").shape
+        module.hidden_size = rows // GATES[module.mode]
+        module.proj_size = module.get_parameter("weight_hh_l0").shape[1] if module.proj_size else 0
+        module.flatten_parameters()
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.shape[0]
 
@@ -86,7 +105,7 @@ def mask_channels(model: Network, graph: ChannelGraph, channels: Removal) -> Net
     model = copy.deepcopy(model)
     for group, gone in graph.chosen(channels):
         for member in group.members:
-            if member.role is not Role.CONSUMER or member.leaky:
+            if (member.role is not Role.CONSUMER or member.leaky) and member.name not in graph.stored_widths:
                 zero_indices(model, member.name, member.dim, [i for c in gone for i in member.indices[c]])
     return model
 

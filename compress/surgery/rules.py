@@ -5,6 +5,7 @@ operator without a rule freezes every channel that enters it and says so: nothin
 another operator, write its rule and add it to ``RULES``.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -12,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from compress.surgery.labels import FIXED, Axis, BoolArray, Channels, Labels, Value, fixed
+from compress.surgery.labels import FIXED, Axis, BoolArray, Channels, IntArray, Labels, Value, fixed
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,17 +24,26 @@ class Call:
         op: Name of the ATen operator, without overload.
         where: Path of the module that made the call.
         arguments: The operator's arguments by the names of its schema, defaults included.
-        shape: Shape of the (first) result.
+        shapes: Shapes of the results.
+        used: Which results are used.
         labels: The labels of the whole network.
         refusals: Collects why channels were frozen, for the user to read.
+        attributes: Of the module that made the call.
     """
 
     op: str
     where: str
     arguments: Mapping[str, Any]
-    shape: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    used: frozenset[int]
     labels: Labels
     refusals: list[str]
+    attributes: Mapping[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the first result."""
+        return self.shapes[0]
 
     @property
     def operands(self) -> list[Value]:
@@ -63,7 +73,8 @@ class Call:
         return Value(self.shape, tuple(axes), self.constant)
 
 
-Rule: TypeAlias = Callable[[Call], Value]
+Rule: TypeAlias = Callable[[Call], Value | tuple[Value, ...]]
+OneResult: TypeAlias = Callable[[Call], Value]
 
 
 # ---------------------------------------------------------------------------------------------- helpers
@@ -122,11 +133,12 @@ def bystander(axis: Axis, bias: Value | None) -> Axis:
 
 
 def convolution(call: Call) -> Value:
-    """conv1d, conv2d, conv3d: dense, or depthwise with one filter per channel."""
+    """conv1d, conv2d, conv3d: dense, depthwise (each channel has filters of its own), or in groups of channels."""
     x, weight, bias = call.arguments["input"], call.arguments["weight"], call.arguments["bias"]
-    groups, kernel = call.arguments["groups"], weight.axes[2:]
+    groups = call.arguments["groups"]
     if not weight.constant:
         return refuse_all(call, "has a computed weight")
+    kernel = weight.axes[2:]
     at = len(x.shape) - len(kernel) - 1
     call.refuse(x.axes[at + 1 :], "slides along the channels")
     for axis in kernel:
@@ -134,13 +146,28 @@ def convolution(call: Call) -> Value:
     if groups == 1:
         contract(call, x.axes[at], weight.axes[1])
         made = produce(call, weight.axes[0], bias)
-    elif groups == weight.shape[0] and weight.shape[1] == 1:
+    elif weight.shape[1] == 1:
         call.labels.freeze(weight.axes[1], "it is the single input of a depthwise filter")
-        live = couple(call, [x.axes[at], weight.axes[0]] + ([] if bias is None else [bias.axes[0]]))
+        read = x.axes[at] and x.axes[at].take(np.repeat(np.arange(groups), weight.shape[0] // groups))
+        live = couple(call, [read, weight.axes[0]] + ([] if bias is None else [bias.axes[0]]))
         made = live[0].with_zero(True if bias is None else live[2].zero) if live else None
     else:
-        return refuse_all(call, f"with {groups} groups has no removal rule")
+        # Every group loses the same of its channels, so that the groups stay of one size.
+        read = unite_blocks(call, x.axes[at], groups)
+        contract(call, read, weight.axes[1])
+        made = produce(call, weight.axes[0], bias)
+        unite_blocks(call, made, groups)
     return call.result([*(bystander(axis, bias) for axis in x.axes[:at]), made, *(None for _ in kernel)])
+
+
+def unite_blocks(call: Call, axis: Axis, count: int) -> Axis:
+    """Unite the first, second, ... channel of each of ``count`` equal blocks; returns the first block."""
+    if axis is None:
+        return None
+    blocks = axis.labels.reshape(count, -1)
+    for block in blocks[1:]:
+        call.labels.unite(blocks[0], block, f"{call.where}: {call.op} joins it with a fixed width")
+    return Channels(blocks[0], np.all(axis.zero.reshape(count, -1), axis=0))
 
 
 def linear(call: Call) -> Value:
@@ -182,6 +209,85 @@ def batch_norm(call: Call) -> Value:
     return call.result(axis if i == 1 else bystander(axis, x) for i, axis in enumerate(axes))
 
 
+def layer_norm(call: Call) -> Value:
+    """layer_norm: over axes without channels (statistics over channels change with every one removed)."""
+    x, over = call.arguments["input"], len(call.arguments["normalized_shape"])
+    gains = [axis for name in ("weight", "bias") if call.arguments[name] for axis in call.arguments[name].axes]
+    call.refuse([*x.axes[-over:], *gains], "normalises over the channels")
+    return call.result([*(axis and axis.with_zero(False) for axis in x.axes[:-over]), *[None] * over])
+
+
+def recurrent(gates: int) -> Rule:
+    """A rule for LSTM, GRU and RNN of any depth, both directions, with or without projection.
+
+    Removing unit k of a layer and direction takes its row of each gate and its column of ``weight_hh``; a
+    masked unit stays at its initial state, which must be zero. All layers and directions have one number of
+    units, so they are a bundle: any units may go, but equally many of each.
+    """
+
+    def rule(call: Call) -> Value | tuple[Value, ...]:
+        given = call.arguments
+        x, weights, layers = given.get("input") or given["data"], given["params"], given["num_layers"]
+        directions = 2 if given["bidirectional"] else 1
+        each = len(weights) // (layers * directions)
+        biases = 2 if given["has_biases"] else 0
+        states = given["hx"] if isinstance(given["hx"], list | tuple) else [given["hx"]]
+        if any(state.zeros_of != call.where for state in states):
+            return refuse_all(call, "starts from a state that was given to it")
+        if any(axis is None for weight in weights for axis in weight.axes):
+            return refuse_all(call, "has a computed weight")
+        call.refuse(x.axes[:-1], "runs along the channels")
+        read: Axis = x.axes[-1]
+        for layer in range(layers):
+            starts = [(layer * directions + direction) * each for direction in range(directions)]
+            cells = [recurrent_cell(call, read, weights[i : i + 2], weights[i + 2 : i + each], gates) for i in starts]
+            read = always_zero(np.concatenate(cells))
+        output = call.result([*[None] * (len(call.shape) - 1), read])
+        if layers * directions > 1 or each > 2 + biases:
+            return output  # the last states are of several layers, or of another width
+        return (output, *(Value(shape, (*[None] * (len(shape) - 1), read)) for shape in call.shapes[1:]))
+
+    return rule
+
+
+def recurrent_cell(call: Call, read: Axis, weights: Sequence[Value], further: Sequence[Value], gates: int) -> IntArray:
+    """One layer and direction; returns the labels of its outputs.
+
+    Args:
+        call: Of the whole stack of layers.
+        read: The channels that it reads.
+        weights: ``weight_ih`` (gates * hidden, input) and ``weight_hh`` (gates * hidden, output).
+        further: Two biases or none, then ``weight_hr`` (output, hidden) or none.
+        gates: How many blocks of rows a unit has a row in.
+    """
+    labels = call.labels
+    from_input, from_state = weights
+    rows = [axis.labels.reshape(gates, -1) for value in (*weights, *further) if (axis := value.axes[0]) is not None]
+    projection = further[-1] if further and len(further[-1].shape) == 2 else None
+    if projection is not None:
+        rows.pop()
+    units: IntArray = rows[0][0]
+    for gate in np.concatenate(rows):
+        labels.produced.update(gate.tolist())
+        labels.unite(units, gate, f"{call.where}: {call.op} joins it with a fixed width")
+    labels.bundles[f"{call.where}.hidden_size"].append(units)
+    contract(call, read, from_input.axes[1])
+    if projection is None:
+        contract(call, always_zero(units), from_state.axes[1])
+        return units
+    contract(call, always_zero(units), projection.axes[1])
+    output = produce(call, projection.axes[0], None)
+    assert output is not None
+    contract(call, always_zero(output.labels), from_state.axes[1])
+    labels.bundles[f"{call.where}.proj_size"].append(output.labels)
+    return output.labels
+
+
+def always_zero(labels: IntArray) -> Channels:
+    """Channels that are zero once masked."""
+    return Channels(labels, np.ones(len(labels), dtype=np.bool_))
+
+
 # --------------------------------------------------------------------------------- element by element
 
 ZeroRule: TypeAlias = Callable[[Sequence[Channels | None]], BoolArray | bool]
@@ -221,7 +327,7 @@ def broadcast(call: Call, values: Sequence[Value], axis: int, shape: Sequence[in
     return live[0].with_zero(zero([*live, *[None] * absent])) if live else None
 
 
-def elementwise(zero: ZeroRule, scalars_matter: bool = True) -> Rule:
+def elementwise(zero: ZeroRule, scalars_matter: bool = True) -> OneResult:
     """A rule that joins broadcast operands; ``zero`` tells when a masked channel stays zero."""
 
     def rule(call: Call) -> Value:
@@ -234,7 +340,7 @@ def elementwise(zero: ZeroRule, scalars_matter: bool = True) -> Rule:
     return rule
 
 
-def unary(zero: bool) -> Rule:
+def unary(zero: bool) -> OneResult:
     """A function of each element; ``zero`` tells whether it maps zero to zero."""
 
     def rule(call: Call) -> Value:
@@ -386,6 +492,53 @@ def select(call: Call) -> Value:
     return call.result(axis for d, axis in enumerate(x.axes) if d != along)
 
 
+def chunk(call: Call) -> tuple[Value, ...]:
+    """chunk: equal pieces, which lose the same of their channels."""
+    return pieces(call, call.arguments["self"])
+
+
+def split(call: Call) -> tuple[Value, ...]:
+    """split: pieces of a width that an attribute of the module holds, which is then brought up to date."""
+    x, size = call.arguments["self"], call.arguments["split_size"]
+    along = position(call.arguments["dim"], len(x.shape))
+    axis = x.axes[along]
+    if axis is None:
+        return pieces(call, x)
+    holders = [name for name, value in call.attributes.items() if type(value) is int and value == size]
+    if len(holders) != 1 or x.shape[along] % size:
+        call.refuse([axis], f"cuts the channels at the fixed width {size}")
+        return pieces(call, fixed(x.shape))
+    call.labels.store(call.where, holders[0], axis.labels[:size])
+    return pieces(call, x)
+
+
+def pieces(call: Call, x: Value) -> tuple[Value, ...]:
+    """The results of cutting a tensor along one axis."""
+    along = position(call.arguments["dim"], len(x.shape))
+    axis = x.axes[along]
+    sizes = [shape[along] for shape in call.shapes]
+    if axis is not None and len(set(sizes)) > 1:
+        call.refuse([axis], "cuts the channels into unequal pieces")
+        axis = None
+    unite_blocks(call, axis, len(sizes))
+    starts = np.cumsum([0, *sizes])
+    cut = [axis and axis.take(np.arange(a, b)) for a, b in itertools.pairwise(starts.tolist())]
+    return tuple(
+        Value(shape, tuple(piece if d == along else other for d, other in enumerate(x.axes)), call.constant)
+        for shape, piece in zip(call.shapes, cut, strict=True)
+    )
+
+
+def gated_linear_unit(call: Call) -> Value:
+    """glu: one half times the sigmoid of the other."""
+    x = call.arguments["self"]
+    along = position(call.arguments["dim"], len(x.shape))
+    halves = x.axes[along]
+    unite_blocks(call, halves, 2)
+    half = halves and halves.take(np.arange(call.shape[along]))
+    return call.result(half if d == along else axis for d, axis in enumerate(x.axes))
+
+
 def permute(call: Call) -> Value:
     """permute: any order of the axes."""
     x = call.arguments["self"]
@@ -475,11 +628,7 @@ def table(rule: Rule, *names: str) -> dict[str, Rule]:
     return dict.fromkeys(names, rule)
 
 
-RULES: dict[str, Rule] = {
-    **table(convolution, "conv1d", "conv2d", "conv3d"),
-    **table(linear, "linear"),
-    **table(matmul, "matmul", "mm", "bmm"),
-    **table(batch_norm, "batch_norm", "_native_batch_norm_legit_no_training"),
+ELEMENT_BY_ELEMENT: dict[str, Rule] = {
     **table(elementwise(all_zero), "add", "sub", "rsub", "where", "maximum", "minimum"),
     **table(elementwise(either_zero, scalars_matter=False), "mul"),
     **table(elementwise(never_zero), "eq", "ne", "gt", "ge", "lt", "le", "masked_fill", "logical_and", "logical_or"),
@@ -498,6 +647,19 @@ RULES: dict[str, Rule] = {
         *("logical_not", "ones_like", "full_like", "log_sigmoid"),
     ),
     **table(never_of_zero, "log", "log10", "log2", "rsqrt", "reciprocal"),
+}
+
+RULES: dict[str, Rule] = {
+    **ELEMENT_BY_ELEMENT,
+    **{f"{name}_": rule for name, rule in ELEMENT_BY_ELEMENT.items()},  # in place
+    **table(convolution, "conv1d", "conv2d", "conv3d"),
+    **table(linear, "linear"),
+    **table(matmul, "matmul", "mm", "bmm"),
+    **table(batch_norm, "batch_norm", "_native_batch_norm_legit_no_training", "instance_norm"),
+    **table(layer_norm, "layer_norm"),
+    **table(recurrent(4), "lstm"),
+    **table(recurrent(3), "gru"),
+    **table(recurrent(1), "rnn_tanh", "rnn_relu"),
     **table(reduction, "mean", "sum", "std", "var", "amax", "amin", "linalg_vector_norm"),
     **table(softmax, "softmax", "_softmax", "log_softmax"),
     **table(window(1), "avg_pool1d", "max_pool1d", "adaptive_avg_pool1d"),
@@ -505,6 +667,9 @@ RULES: dict[str, Rule] = {
     **table(pad, "constant_pad_nd", "pad"),
     **table(concatenate, "cat"),
     **table(stack, "stack"),
+    **table(chunk, "chunk"),
+    **table(split, "split"),
+    **table(gated_linear_unit, "glu"),
     **table(take_slice, "slice"),
     **table(select, "select"),
     **table(permute, "permute"),

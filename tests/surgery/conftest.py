@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compress.models.campplus import CAMPPlus
@@ -139,6 +141,103 @@ class Image(nn.Module):
         return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(y))
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer over (batch, channels, frames), between convolutions."""
+
+    def __init__(self, kind: type[nn.RNNBase] = nn.LSTM, proj_size: int = 0, **settings: Any) -> None:
+        super().__init__()
+        self.enter = nn.Conv1d(MEL_BINS, 24, 3)
+        if proj_size:
+            settings["proj_size"] = proj_size
+        self.recurrent = kind(24, 16, batch_first=True, **settings)
+        width = (proj_size or 16) * (2 if self.recurrent.bidirectional else 1)
+        self.leave = nn.Conv1d(width, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.recurrent(torch.relu(self.enter(x)).transpose(1, 2))
+        return torch.relu(self.leave(y.transpose(1, 2)))
+
+
+class LastState(nn.Module):
+    """The last state of a recurrent layer is the embedding's input; (batch, frames, mel) in."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(MEL_BINS, 16, layers, batch_first=True)
+        self.embedding = nn.Linear(16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, (hidden, _) = self.lstm(x)
+        result: Tensor = self.embedding(hidden[-1])
+        return result
+
+
+class Residual(nn.Module):
+    """Two bidirectional LSTMs with a connection around the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.LSTM(MEL_BINS, 16, bidirectional=True, batch_first=True)
+        self.second = nn.LSTM(32, 16, bidirectional=True, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.first(x.transpose(1, 2))
+        z, _ = self.second(y)
+        return (y + z).transpose(1, 2)
+
+
+class Res2Net(nn.Module):
+    """Pieces of the channels, each convolved together with the result of the one before.
+
+    The pieces are cut at a width that the module stores, or into a number of pieces.
+    """
+
+    def __init__(self, stored: bool) -> None:
+        super().__init__()
+        self.width = 12 if stored else 0
+        self.enter = nn.Conv1d(MEL_BINS, 48, 1)
+        self.norm = nn.BatchNorm1d(48)
+        self.convs = nn.ModuleList(nn.Conv1d(12, 12, 3, padding=1) for _ in range(3))
+        self.leave = nn.Conv1d(48, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norm(self.enter(x)))
+        first, *others = torch.split(y, self.width, 1) if self.width else torch.chunk(y, 4, 1)
+        done = [first]
+        for conv, piece in zip(self.convs, others, strict=True):
+            done.append(torch.relu(conv(piece + done[-1] if len(done) > 1 else piece)))
+        return torch.relu(self.leave(torch.cat(done, 1)))
+
+
+class Tried(nn.Module):
+    """A call inside ``try``, at which torch.export gives up, then an operator in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Res2Net(stored=True), nn.Conv1d(16, 16, 3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            try:
+                x = layer(x, lengths=None)
+            except TypeError:
+                x = layer(x)
+        return x.relu_()
+
+
+def grouped() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(MEL_BINS, 32, 3),
+        nn.ReLU(),
+        nn.Conv1d(32, 24, 3, groups=4),
+        nn.InstanceNorm1d(24, affine=True),
+        nn.ReLU(),
+        nn.Conv1d(24, 48, 3, groups=24),  # two filters for each channel
+        nn.BatchNorm1d(48),
+        nn.GLU(1),
+    )
+
+
 def tdnn() -> nn.Module:
     return nn.Sequential(
         nn.Conv1d(MEL_BINS, 24, 3),
@@ -157,6 +256,18 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
     "gated": lambda: Pooled(Gated(), 16),
     "depthwise": lambda: Pooled(Depthwise(), 16),
     "attentive": lambda: Pooled(Attentive(), 16),
+    "grouped": lambda: Pooled(grouped(), 24),
+    "lstm": lambda: Pooled(Recurrent(), 16),
+    "blstm": lambda: Pooled(Recurrent(num_layers=2, bidirectional=True), 16),
+    "lstm with projection": lambda: Pooled(Recurrent(num_layers=2, proj_size=8), 16),
+    "blstm with projection": lambda: Pooled(Recurrent(proj_size=8, bidirectional=True), 16),
+    "gru": lambda: Pooled(Recurrent(nn.GRU, num_layers=2, bidirectional=True, bias=False), 16),
+    "rnn": lambda: Pooled(Recurrent(nn.RNN), 16),
+    "residual blstm": lambda: Pooled(Residual(), 32),
+    "last state": lambda: LastState(1),
+    "res2net": lambda: Pooled(Res2Net(stored=False), 16),
+    "res2net with stored width": lambda: Pooled(Res2Net(stored=True), 16),
+    "tried": lambda: Pooled(Tried(), 16),
     "image": lambda: Pooled(Image(), 32 * MEL_BINS // 2),
     "image with eps": lambda: Pooled(Image(), 32 * MEL_BINS // 2, eps=1e-3),
 }
@@ -172,6 +283,26 @@ class Traced:
 
 def traced(model: nn.Module, mel_bins: int) -> Traced:
     return Traced(model, trace(model, torch.randn(2, 40, mel_bins)))
+
+
+DrawChannels: TypeAlias = Callable[[st.DataObject, ChannelGraph], dict[str, set[int]]]
+
+
+@pytest.fixture(scope="session")
+def draw_channels() -> DrawChannels:
+    """Any channels of any groups, but for the last of a group; equally many in the groups of a bundle."""
+
+    def draw(data: st.DataObject, graph: ChannelGraph) -> dict[str, set[int]]:
+        counts: dict[str, int] = {}
+        drawn = {}
+        for group in graph.groups():
+            count = counts.get(group.bundle or "", data.draw(st.integers(0, group.width - 1)))
+            if group.bundle:
+                counts[group.bundle] = count
+            drawn[group.name] = data.draw(st.sets(st.integers(0, group.width - 1), min_size=count, max_size=count))
+        return drawn
+
+    return draw
 
 
 @pytest.fixture(scope="session", autouse=True)

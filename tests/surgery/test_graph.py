@@ -1,11 +1,14 @@
 """Tracing: which channels are coupled, which are frozen, and why."""
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from compress.errors import ModelError, SettingError
-from compress.surgery import Role, count_parameters, parameters_after, trace
+from compress.surgery import Role, count_parameters, parameters_after, remove_channels, trace
 
 
 def test_campplus_freezes_nothing_but_the_embedding(campplus) -> None:
@@ -56,7 +59,110 @@ def test_parameters_per_channel_is_what_one_channel_costs(zoo) -> None:
     for network in zoo.values():
         before = count_parameters(network.model)
         for group in network.graph.groups():
-            assert before - parameters_after(network.graph, {group.name: [0]}) == group.parameters_per_channel
+            alone = replace(network.graph, all_groups=(replace(group, bundle=None),))
+            assert before - parameters_after(alone, {group.name: [0]}) == group.parameters_per_channel
+
+
+@pytest.mark.parametrize(
+    ("network", "bundles"),
+    [
+        ("lstm", {"body.recurrent.hidden_size": 1}),
+        ("blstm", {"body.recurrent.hidden_size": 4}),
+        ("lstm with projection", {"body.recurrent.hidden_size": 2, "body.recurrent.proj_size": 2}),
+        ("gru", {"body.recurrent.hidden_size": 4}),
+        ("residual blstm", {"body.second.hidden_size": 2}),
+    ],
+)
+def test_layers_and_directions_of_a_recurrent_network_are_a_bundle(zoo, network: str, bundles: dict[str, int]) -> None:
+    graph = zoo[network].graph
+    assert Counter(group.bundle for group in graph.groups() if group.bundle) == bundles
+    assert {group.width for group in graph.groups() if group.bundle} <= {8, 16}
+    assert not graph.refusals
+
+
+def test_units_of_an_lstm_own_a_row_of_each_gate_and_a_column(zoo) -> None:
+    group = next(g for g in zoo["blstm"].graph.groups() if g.name == "body.recurrent.weight_ih_l0_reverse")
+    members = {(m.name.removeprefix("body.recurrent."), m.dim): m.indices[3] for m in group.members}
+    assert members == {
+        **{(f"{kind}_l0_reverse", 0): (3, 19, 35, 51) for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")},
+        ("weight_hh_l0_reverse", 1): (3,),
+        ("weight_ih_l1", 1): (19,),
+        ("weight_ih_l1_reverse", 1): (19,),
+    }
+
+
+def test_a_bundle_loses_equally_many_channels(zoo) -> None:
+    network = zoo["blstm"]
+    forward, *_ = (group.name for group in network.graph.groups() if group.bundle)
+    with pytest.raises(SettingError, match=r"would lose 0 channels and .* 2, but body\.recurrent\.hidden_size is"):
+        remove_channels(network.model, network.graph, {forward: [0, 1]})
+
+
+def test_a_recurrent_layer_that_is_given_its_state_is_frozen() -> None:
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(8, 4, batch_first=True)
+            self.out = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = torch.zeros(1, x.shape[0], 4)
+            result: Tensor = self.out(self.lstm(x, (state, state))[0])
+            return result
+
+    graph = trace(Given(), torch.randn(2, 12, 8))
+    assert graph.groups() == ()
+    assert graph.refusals == ("lstm: lstm starts from a state that was given to it",)
+
+
+def test_the_last_states_of_several_layers_freeze_them() -> None:
+    torch.manual_seed(0)
+    graph = trace(LastState(2), torch.randn(2, 12, 8))
+    assert graph.groups() == ()
+    assert graph.refusals == ("lstm: lstm gives states that are read, for which there is no removal rule",)
+
+
+class LastState(nn.Module):
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 16, layers, batch_first=True)
+        self.embedding = nn.Linear(16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.embedding(self.lstm(x)[1][0][-1])
+        return result
+
+
+def test_a_stored_width_belongs_to_the_channels_it_counts(zoo) -> None:
+    network = zoo["res2net with stored width"]
+    assert network.graph.stored_widths == {"body.width": 12}
+    pruned = remove_channels(network.model, network.graph, {"body.enter": [0, 5]})
+    assert (pruned.body.width, pruned.body.enter.out_channels) == (10, 40)
+
+
+def test_a_split_at_a_width_that_no_attribute_tells_is_frozen() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.leave = nn.Linear(8, 12), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = torch.split(self.enter(x), 6, -1)
+            result: Tensor = self.leave(left * right)
+            return result
+
+    graph = trace(Fixed(), torch.randn(2, 12, 8))
+    assert graph.groups() == ()
+    assert graph.refusals == ("the network: split cuts the channels at the fixed width 6",)
+
+
+def test_where_export_gives_up_the_network_is_run_without_data(zoo) -> None:
+    network = zoo["tried"]
+    with pytest.raises(Exception, match=r"Unexpected key|export"):
+        torch.export.export(network.model, (torch.randn(2, 30, 8),), strict=False)
+    assert network.graph.stored_widths == {"body.layers.0.width": 12}
+    assert not network.graph.refusals
+    assert [group.name for group in network.graph.frozen_groups()] == ["embedding"]
 
 
 class WithOddOp(nn.Module):
@@ -97,7 +203,7 @@ class Normalised(nn.Module):
 @pytest.mark.parametrize(
     ("op", "reason"),
     [
-        (nn.LayerNorm(16), "odd: layer_norm has no removal rule"),
+        (nn.LayerNorm(16), "odd: layer_norm normalises over the channels"),
         (Roll(), "odd: roll has no removal rule"),
         (Half(), "odd: slice cuts the channels at a fixed index"),
         (Log(), "odd: log of a removed channel is infinite"),
@@ -140,13 +246,14 @@ def test_tracing_changes_nothing(zoo) -> None:
     model.eval()
 
 
-def test_a_network_that_cannot_be_exported_is_named() -> None:
+def test_a_network_that_cannot_be_traced_is_named_with_its_line(capfd) -> None:
     class DataDependent(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(ModelError, match=r"DataDependent cannot be traced by torch\.export"):
+    with pytest.raises(ModelError, match=r"DataDependent cannot be traced at test_graph\.py:\d+ \(return x if x\.sum"):
         trace(DataDependent(), torch.randn(2, 3))
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from torch import nn
 
 from compress.errors import ModelError
 from compress.models.campplus import CAMPPlus
-from compress.surgery import choose_channels, l1_scores, remove_channels, resize_to
+from compress.surgery import choose_channels, l1_scores, remove_channels, resize_to, widths_stored_in
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -32,7 +32,7 @@ def test_a_pruned_campplus_is_rebuilt_from_its_shapes(campplus) -> None:
 def test_every_network_is_rebuilt_from_its_shapes(zoo) -> None:
     for network in zoo.values():
         pruned = remove_channels(network.model, network.graph, {g.name: [0, 2] for g in network.graph.groups()})
-        rebuilt = resize_to(network.model, shapes_of(pruned))
+        rebuilt = resize_to(network.model, shapes_of(pruned), widths_stored_in(pruned, network.graph))
         rebuilt.load_state_dict(pruned.state_dict())
         features = torch.randn(2, 30, 8)
         assert torch.equal(rebuilt(features), pruned(features))
@@ -62,6 +62,24 @@ def test_a_shape_that_does_not_fit_names_its_key(zoo, shapes, message: str) -> N
 def test_a_layer_that_cannot_be_resized_is_named() -> None:
     with pytest.raises(ModelError, match=r"0\.weight: the width of LayerNorm cannot be changed from \(8,\) to \(6,\)"):
         resize_to(nn.Sequential(nn.LayerNorm(8)), {"0.weight": (6,)})
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"recurrent.weight_hh_l0": (64, 12)}, r"weight_\w+ has shape \(64, \d+\), but .* goes with .*weight_ih_l0"),
+        ({"recurrent.bias_hh_l0": (48,)}, r"bias_hh_l0 has shape \(48,\), but \(64,\)"),
+        ({"recurrent.weight_ih_l1": (64, 24)}, r"weight_ih_l1 has shape \(64, 24\), but \(64, 32\)"),
+    ],
+)
+def test_the_tensors_of_an_lstm_must_agree(zoo, shapes, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        resize_to(zoo["blstm"].model.body, shapes)
+
+
+def test_an_attribute_that_is_no_width_is_named(zoo) -> None:
+    with pytest.raises(ModelError, match=r"body\.breadth: Pooled has no such whole number"):
+        resize_to(zoo["res2net with stored width"].model, {}, {"body.breadth": 8})
 
 
 def test_tied_keys_with_different_shapes_are_refused(zoo) -> None:
