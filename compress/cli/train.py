@@ -25,12 +25,21 @@ LINE_EVERY = 50  # steps
 @click.option("--data", required=True, metavar="DIR", help="Data folder with wav.scp and utt2spk.")
 @click.option("--noise", type=click.Path(path_type=Path), help="Noise recordings, in the form of wav.scp.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of checkpoints and the artifact.")
+@click.option("--init", metavar="MODEL", help="Start from the weights of this artifact folder or registered model.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1, 1024), help="Default: all cores.")
 @click.option("--half", is_flag=True, help="Store the weights in half precision.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 def train_command(
-    recipe: Path, data: str, noise: Path | None, out: Path, device: str, threads: int | None, half: bool, resume: bool
+    recipe: Path,
+    data: str,
+    noise: Path | None,
+    out: Path,
+    init: str | None,
+    device: str,
+    threads: int | None,
+    half: bool,
+    resume: bool,
 ) -> None:
     """Train a speaker-embedding network by the YAML file RECIPE; the averaged weights become an artifact folder."""
     settings = read_recipe(recipe)
@@ -40,6 +49,7 @@ def train_command(
     torch.set_num_threads(threads or cores())
     torch.manual_seed(settings.seed)
     model = build_network(settings)
+    initial = Artifact.open(init).module.state_dict() if init else None
     width = Artifact.from_module(model).embedding_size
     bars = Bars()
     folder = DataFolder.read(data)
@@ -51,6 +61,9 @@ def train_command(
     if resume and checkpoint.exists():
         state.load(checkpoint)
         bars.say(f"going on after step {state.step}")
+    elif initial:
+        state.start_from(initial, crops)
+        bars.say(f"starting from the weights of {init}")
     write_text(out / "recipe.yaml", to_yaml(settings))
     with bars.counter("training") as advance:
         train(state, settings, crops, out, reporter(bars, settings.steps, advance))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -52,6 +53,16 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
             features.append(fbank_cmn(crop))
             labels.append(speed * self.num_speakers + speaker)
         return torch.from_numpy(np.stack(features)), torch.tensor(labels)
+
+    def clean(self, label: int, count: int) -> Tensor:
+        """Features (count, frames, num_mel_bins) of undisturbed crops of one class."""
+        recipe = self.recipe
+        rng = np.random.default_rng((recipe.seed, label))
+        speed, speaker = divmod(label, self.num_speakers)
+        length = int(16000 * recipe.crop_s)
+        utterances = [self.utterances[i] for i in rng.choice(self.members[speaker], count)]
+        crops = [random_crop(utterance, length, recipe.speeds[speed], rng) for utterance in utterances]
+        return torch.from_numpy(np.stack([fbank_cmn(crop) for crop in crops]))
 
 
 class State:
@@ -135,6 +146,22 @@ class State:
                 mean.copy_(value)
 
     @torch.no_grad()
+    def start_from(self, weights: Mapping[str, Tensor], crops: "Crops", per_class: int = 4) -> None:
+        """Start from trained weights; each class of the classifier starts at the mean embedding of some clean crops.
+
+        Raises:
+            ModelError: If the weights are not of this network.
+        """
+        try:
+            self.model.load_state_dict({name: value.float() for name, value in weights.items()})
+        except RuntimeError as error:
+            raise ModelError(f"the initial weights do not fit the recipe's network: {str(error).strip()}") from error
+        self.average.load_state_dict(self.model.state_dict())
+        for label in range(len(self.classifier.weight)):
+            features = crops.clean(label, per_class).to(self.device)
+            self.classifier.weight[label] = F.normalize(self.average(features)).mean(0)
+
+    @torch.no_grad()
     def spread_classes(self, num_speakers: int) -> None:
         """Start the classes of the further speeds at the center of the same speaker."""
         weight = self.classifier.weight
@@ -199,7 +226,7 @@ def train(
     try:
         for features, labels in loader:
             started = time.monotonic()
-            if state.step == recipe.speeds_from_step:
+            if 0 < state.step == recipe.speeds_from_step:
                 state.spread_classes(crops.num_speakers)
             loss, accuracy = train_step(state, recipe, features, labels)
             state.step += 1
