@@ -8,7 +8,7 @@ from typing import Any
 from torch import Size, nn
 
 from compress.errors import ModelError, SettingError, unknown_name
-from compress.models import campplus, ecapa_tdnn, eres2net, eres2netv2, resnet34, tdnn_blstm
+from compress.models import campplus, ecapa_tdnn, eres2net, eres2netv2, fsmn_vad, resnet34, tdnn_blstm
 from compress.models.checkpoint import load_into, read_state_dict
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -94,6 +94,13 @@ ARCHITECTURES = {
             resnet34.infer_arguments,
             SHERPA,
         ),
+        Architecture(
+            "fsmn_vad",
+            "vad",
+            "FSMN-VAD, 5 x 80 mel bins at a low frame rate",
+            fsmn_vad.FSMNVAD,
+            fsmn_vad.infer_arguments,
+        ),
     )
 }
 
@@ -109,25 +116,30 @@ def architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def load_model(path: Path | str, arch: str | None = None) -> nn.Module:
+def load_model(path: Path | str, arch: str | None = None, arguments: Mapping[str, Any] | None = None) -> nn.Module:
     """Load a checkpoint in the layout of its authors.
 
     Args:
         path: Flat state dict: ``.bin``, ``.ckpt``, ``.pt``, ``.pth`` or ``.safetensors``.
         arch: Name of the network; ``compress models`` lists them.
+        arguments: Of the network's constructor, where the shapes of the weights do not tell them: the strides of
+            ``fsmn_vad``. They go before what is read off the shapes.
 
     Returns:
-        The network in eval mode: (batch, frames, num_mel_bins) -> (batch, embedding_size).
+        The network in eval mode: (batch, frames, num_mel_bins) -> (batch, embedding_size); for voice activity,
+        (batch, frames, features) -> posteriors (batch, frames, classes).
 
     Raises:
-        SettingError: If ``arch`` is missing or unknown.
+        SettingError: If ``arch`` is missing or unknown, or ``arguments`` hold an unknown name.
         ModelError: If the checkpoint cannot be read or does not fit.
     """
-    model, _ = load_with_arguments(Path(path), arch)
+    model, _ = load_with_arguments(Path(path), arch, arguments)
     return model
 
 
-def load_with_arguments(path: Path, arch: str | None) -> tuple[nn.Module, dict[str, Any]]:
+def load_with_arguments(
+    path: Path, arch: str | None, given: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
     """Load a checkpoint as :func:`load_model` does; also return the arguments that rebuild the network."""
     if str(path) in ARCHITECTURES and not path.is_file():
         raise SettingError(
@@ -139,7 +151,11 @@ def load_with_arguments(path: Path, arch: str | None) -> tuple[nn.Module, dict[s
     network = architecture(arch)
     state = read_state_dict(path)
     try:
-        arguments = network.infer_arguments({key: value.shape for key, value in state.items()})
+        inferred = network.infer_arguments({key: value.shape for key, value in state.items()})
+        for name in given or ():
+            if name not in inferred:
+                raise unknown_name(f"argument of {arch}", name, inferred)
+        arguments = {**inferred, **(given or {})}
         model = network.build(**arguments)
     except KeyError as error:
         raise ModelError(f"{path} does not fit {arch}: missing {error.args[0]}. Is --arch right?") from error
