@@ -205,7 +205,7 @@ class Artifact:
         A folder named like a network is opened only if it holds an artifact.
 
         Raises:
-            SettingError: If ``source`` is neither a known name nor a path.
+            SettingError: If ``source`` is neither a known name nor a path, or the network is not for speakers.
             ModelError: If what lies there cannot be used.
         """
         path = Path(source)
@@ -214,11 +214,14 @@ class Artifact:
         if path.suffix == ".onnx":
             return cls.from_onnx(path)
         if path.suffix in CHECKPOINT_SUFFIXES:
+            if arch is not None:
+                _check_task(arch)
             model, arguments = load_with_arguments(path, arch)
             front_end = FrontEnd(num_mel_bins=arguments.get("feat_dim", features.NUM_MEL_BINS))
             return cls.from_module(model, front_end, architecture(str(arch)).task, arch, arguments)
         if path.suffix or "/" in str(source):
             raise ModelError(f"{source}: no such model. A checkpoint, artifact folder or .onnx file was expected.")
+        _check_task(str(source))
         weights = architecture(str(source)).weights
         if weights is None:
             known = [name for name, entry in ARCHITECTURES.items() if entry.weights]
@@ -370,6 +373,16 @@ class Artifact:
             "files": files,
             "versions": versions(),
         }
+
+
+def _check_task(name: str) -> None:
+    """Refuse a network whose output is not one embedding per utterance."""
+    task = architecture(name).task
+    if task != "sv":
+        raise SettingError(
+            f"{name} is a network for {task}; commands take networks for speaker verification (sv) alone so far."
+            f" In Python, compress.load_model(PATH, arch='{name}') gives it as a module."
+        )
 
 
 def versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ from torch import nn
 from compress.artifact import Artifact, Format, FrontEnd, Step, Threshold
 from compress.errors import CompressError, InputError, MachineError, ModelError, SettingError
 from compress.files import sha256_of
+from compress.models import architecture
 from compress.passes import TRT, Context
 from compress.runners import golden_outputs, open_runner
 
@@ -309,6 +310,16 @@ def test_what_is_no_model_is_told(tmp_path: Path) -> None:
             Artifact.open(source)
     with pytest.raises(ModelError, match=r"none\.onnx: no such ONNX file"):
         Artifact.open(tmp_path / "none.onnx")
+
+
+def test_a_network_for_another_task_is_refused(tmp_path: Path) -> None:
+    torch.save(architecture("fsmn_vad").build().state_dict(), tmp_path / "vad.pt")
+    for source, arch in ((tmp_path / "vad.pt", "fsmn_vad"), ("fsmn_vad", None)):
+        with pytest.raises(
+            SettingError,
+            match=r"fsmn_vad is a network for vad; .* speaker verification \(sv\).*load_model\(PATH, arch='fsmn_vad'\)",
+        ):
+            Artifact.open(source, arch)
 
 
 def test_a_network_on_a_gpu_is_taken_to_the_cpu(fresh_tiny) -> None:

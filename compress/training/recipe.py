@@ -87,9 +87,13 @@ def build_network(recipe: Recipe) -> nn.Module:
     """Build the network that a recipe names, with fresh weights.
 
     Raises:
-        SettingError: If there is no such network, or it cannot be built from ``arguments``.
+        SettingError: If there is no such network, it is not for speakers, or it cannot be built from ``arguments``.
     """
     network = architecture(recipe.model)
+    if network.task != "sv":
+        raise SettingError(
+            f"recipe: {recipe.model} is a network for {network.task}; only speaker networks are trained."
+        )
     try:
         return network.build(**recipe.arguments)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:

@@ -50,6 +50,18 @@ def test_a_wrong_name_is_answered_with_the_nearest(cli: Callable, arguments: lis
     assert message in err.replace("(Did you mean one of: ", "Did you mean ").replace("?)", "?")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["run", "fsmn_vad", "--passes", "prune", "--dry-run"], ["prune", "fsmn_vad"], ["eval", "fsmn_vad"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_network_for_another_task_is_refused_in_one_line(cli: Callable, arguments: list[str]) -> None:
+    code, out, err = cli(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: fsmn_vad is a network for vad; ")
+    assert err.count("\n") == 1
+
+
 def test_without_a_command_the_help_is_shown(cli: Callable) -> None:
     code, out, err = cli()
     assert code == 2

@@ -86,3 +86,8 @@ def test_a_network_that_cannot_be_built_is_told() -> None:
     for arguments in ({"embeding_size": 8}, {"growth_rate": -1}, {"feat_dim": "80"}, {1: 2}):
         with pytest.raises(SettingError, match="campplus cannot be built from arguments"):
             build_network(Recipe(arguments=arguments))
+
+
+def test_a_network_for_another_task_is_not_trained() -> None:
+    with pytest.raises(SettingError, match="fsmn_vad is a network for vad; only speaker networks are trained"):
+        build_network(Recipe(model="fsmn_vad"))
