@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from compress.errors import CompressError, InputError, ModelError
 from compress.features import fbank_cmn
 from compress.files import append_line, replaced_file
-from compress.models.checkpoint import BROKEN_PICKLE
+from compress.models.checkpoint import BROKEN_PICKLE, load_into
 from compress.training.augment import PCM, augment, random_crop
 from compress.training.loss import AAMSoftmax
 from compress.training.recipe import Recipe, to_yaml
@@ -152,10 +152,7 @@ class State:
         Raises:
             ModelError: If the weights are not of this network.
         """
-        try:
-            self.model.load_state_dict({name: value.float() for name, value in weights.items()})
-        except RuntimeError as error:
-            raise ModelError(f"the initial weights do not fit the recipe's network: {str(error).strip()}") from error
+        load_into(self.model, {name: value.float() for name, value in weights.items()}, "the artifact of --init")
         self.average.load_state_dict(self.model.state_dict())
         for label in range(len(self.classifier.weight)):
             features = crops.clean(label, per_class).to(self.device)

@@ -58,6 +58,23 @@ def test_training_writes_an_artifact_its_recipe_and_a_log(
     assert steps == [1, 2, 3]
 
 
+def test_a_training_starts_from_given_weights(
+    cli: Callable, arguments: list[str], trained: Path, tmp_path: Path
+) -> None:
+    arguments[arguments.index("--out") + 1] = str(tmp_path / "second")
+    code, _, err = cli(*arguments, "--init", str(trained / "model"))
+    assert code == 0
+    assert f"starting from the weights of {trained / 'model'}" in err
+    assert Artifact.load(tmp_path / "second" / "model").params == Artifact.load(trained / "model").params
+
+
+def test_initial_weights_of_another_network_are_refused(cli: Callable, arguments: list[str], tmp_path: Path) -> None:
+    code, out, err = cli(*arguments, "--init", "campplus")
+    assert (code, out) == (2, "")
+    assert "error: the artifact of --init" in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_training_is_gone_on_with_only_by_resume(
     cli: Callable, arguments: list[str], trained: Path, unchanged: Callable
 ) -> None:

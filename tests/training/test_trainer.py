@@ -70,6 +70,32 @@ def test_interrupted_and_resumed_gives_the_weights_of_an_unbroken_run(tmp_path: 
         assert torch.equal(value, weights(second)[name]), name
 
 
+@torch.no_grad()
+def test_given_weights_are_where_the_network_starts_and_classes_start_at_their_crops() -> None:
+    donor = state().model.eval()
+    for norm in donor.modules():
+        if isinstance(norm, torch.nn.BatchNorm1d):
+            norm.running_mean.normal_()
+    begun = state(replace(RECIPE, seed=7))
+    begun.start_from({name: value.half() for name, value in donor.state_dict().items()}, crops())
+    for name, value in donor.state_dict().items():
+        assert torch.equal(begun.average.state_dict()[name], value.half().to(value.dtype)), name
+    for label in range(9):
+        clean = begun.average(crops().clean(label, 4))
+        center = torch.nn.functional.normalize(clean).mean(0)
+        torch.testing.assert_close(begun.classifier.weight[label], center)
+
+
+def test_classes_of_another_speed_hear_other_crops() -> None:
+    assert not torch.equal(crops().clean(0, 2), crops().clean(3, 2))
+    assert torch.equal(crops().clean(5, 2), crops().clean(5, 2))
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"the artifact of --init does not fit CAMPPlus: missing"):
+        state().start_from({"weight": torch.zeros(3)}, crops())
+
+
 def test_a_training_that_diverges_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     begun = state()
 
