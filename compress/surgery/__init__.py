@@ -21,8 +21,10 @@ from compress.surgery.gate import GateReport, verify_removal
 from compress.surgery.graph import ChannelGraph, ChannelGroup, Member, Role, trace
 from compress.surgery.removal import mask_channels, mask_consumers, remove_channels, widths_stored_in
 from compress.surgery.resize import resize_to
-from compress.surgery.scores import l1_scores
+from compress.surgery.scores import activation_scores, bn_scale_scores, l1_scores, l2_scores, taylor_scores
 from compress.surgery.selection import Scope, Selection, choose_channels
+from compress.surgery.sensitivity import Sensitivity, cosine_loss, measure_sensitivity
+from compress.surgery.widths import kept_groups
 
 __all__ = [
     "ByteCounter",
@@ -36,15 +38,23 @@ __all__ = [
     "Role",
     "Scope",
     "Selection",
+    "Sensitivity",
+    "activation_scores",
+    "bn_scale_scores",
     "choose_channels",
+    "cosine_loss",
     "count_macs",
     "count_parameters",
+    "kept_groups",
     "l1_scores",
+    "l2_scores",
     "mask_channels",
     "mask_consumers",
+    "measure_sensitivity",
     "parameters_after",
     "remove_channels",
     "resize_to",
+    "taylor_scores",
     "trace",
     "verify_removal",
     "widths_stored_in",
