@@ -8,6 +8,7 @@ Trace the network, score its coupled channels, choose, remove, and verify:
     report = verify_removal(model, pruned, graph, selection.channels, features)
 """
 
+from compress.surgery.adapters import Requested, channels_of_lists, channels_of_masks, read_request
 from compress.surgery.counting import (
     ByteCounter,
     Counter,
@@ -35,12 +36,15 @@ __all__ = [
     "MacsCounter",
     "Member",
     "ParameterCounter",
+    "Requested",
     "Role",
     "Scope",
     "Selection",
     "Sensitivity",
     "activation_scores",
     "bn_scale_scores",
+    "channels_of_lists",
+    "channels_of_masks",
     "choose_channels",
     "cosine_loss",
     "count_macs",
@@ -52,6 +56,7 @@ __all__ = [
     "mask_consumers",
     "measure_sensitivity",
     "parameters_after",
+    "read_request",
     "remove_channels",
     "resize_to",
     "taylor_scores",
