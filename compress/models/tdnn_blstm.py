@@ -12,6 +12,7 @@ from torch import Size, Tensor, nn
 
 # Kernel size, dilation and stride of the TDNN layers. The stride halves the steps of the LSTM, which run one by one.
 LAYERS = ((5, 1, 1), (3, 2, 2), (3, 2, 1), (1, 1, 1))
+MIN_LENGTH = 1e-12  # an embedding of zeros is divided by it
 
 
 class TDNNLayer(nn.Module):
@@ -74,7 +75,9 @@ class TDNNBLSTM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mean-normalised Fbank (batch, frames, feat_dim) -> (batch, embedding_size), of length one."""
         y, _ = self.blstm(self.tdnn(x.transpose(1, 2)).transpose(1, 2))
-        return nn.functional.normalize(self.embedding(self.norm(self.pooling(y))), dim=1)
+        embedding: Tensor = self.embedding(self.norm(self.pooling(y)))
+        length: Tensor = embedding.norm(dim=1, keepdim=True)
+        return embedding / length.clamp(min=MIN_LENGTH)
 
 
 def infer_arguments(shapes: Mapping[str, Size]) -> dict[str, Any]:

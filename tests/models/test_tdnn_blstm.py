@@ -61,6 +61,14 @@ def test_embedding_has_length_one() -> None:
 
 
 @torch.inference_mode()
+def test_embedding_of_zeros_is_not_divided_by_zero() -> None:
+    model = TDNNBLSTM(**SMALL).eval()
+    model.embedding.weight.zero_()
+    model.embedding.bias.zero_()
+    assert torch.equal(model(torch.randn(1, 20, 16)), torch.zeros(1, 12))
+
+
+@torch.inference_mode()
 def test_lstm_runs_over_half_of_the_frames_in_both_directions() -> None:
     model = TDNNBLSTM(**SMALL).eval()
     outputs = []
