@@ -20,7 +20,7 @@ from torch import nn
 from compress import features
 from compress.errors import InputError, ModelError, SettingError
 from compress.files import read_json, replaced_folder, sha256_of, write_json
-from compress.models import ARCHITECTURES, architecture, load_with_arguments
+from compress.models import ARCHITECTURES, MIN_FRAMES, architecture, load_with_arguments
 from compress.models.checkpoint import CHECKPOINT_SUFFIXES, load_into
 from compress.onnx_file import OnnxFile, read_onnx
 from compress.surgery import count_macs, count_parameters, resize_to
@@ -307,6 +307,11 @@ class Artifact:
     def size_bytes(self) -> int:
         """Bytes of the deployable files."""
         return sum(len(data) for data in self.payload.values())
+
+    @property
+    def min_frames(self) -> int:
+        """The shortest input that gives an embedding; of a foreign network, a guess."""
+        return architecture(self.arch).min_frames if self.arch else MIN_FRAMES
 
     @property
     def onnx(self) -> bytes:

@@ -45,7 +45,6 @@ from compress.passes.base import spread
 from compress.progress import Progress, Silent
 from compress.report import TrialScores, render_report, summarize
 from compress.runners import Runner, golden_outputs, open_runner, runners_for, torch_threads
-from compress.runners.base import MIN_FRAMES
 
 __all__ = ["RunConfig", "from_mapping", "run"]
 
@@ -562,10 +561,10 @@ def calibration_features(calibration: DataFolder, utterance: str, source: Artifa
         features = front_end(waveform)
     except InputError as error:
         raise InputError(f"{calibration.path(utterance)}: {error}") from error
-    if len(features) < MIN_FRAMES:
+    if len(features) < source.min_frames:
         raise InputError(
             f"{calibration.path(utterance)}: {len(features)} frames are too short to calibrate with; at least"
-            f" {MIN_FRAMES} are needed. Take it off the calibration list."
+            f" {source.min_frames} are needed. Take it off the calibration list."
         )
     return features
 

@@ -16,6 +16,11 @@ WEIGHTS = Path(__file__).parent / "weights"
 # sherpa-onnx needs both keys; a checkpoint of 3D-Speaker does not tell its language.
 SHERPA = {"framework": "3d-speaker", "language": "unknown"}
 
+# Under it, statistics over time are not defined after a stride of 2. A float network gives NaN then, but a
+# quantized one gives numbers that mean nothing.
+MIN_FRAMES = 3
+STRIDED_MIN_FRAMES = 9  # the same after three strides of 2
+
 Shapes = Mapping[str, Size]
 
 
@@ -26,6 +31,7 @@ class Architecture:
     Attributes:
         build: Makes it from its arguments; all have defaults.
         infer_arguments: Reads the arguments off the shapes of a state dict; raises KeyError for a foreign one.
+        min_frames: The shortest input that gives an embedding.
         onnx_metadata: What deployed programs look for in its ONNX files beside the keys that every file gets.
     """
 
@@ -35,6 +41,7 @@ class Architecture:
     build: Callable[..., nn.Module]
     infer_arguments: Callable[[Shapes], dict[str, Any]]
     onnx_metadata: Mapping[str, str] = field(default_factory=dict)
+    min_frames: int = MIN_FRAMES
 
     @property
     def weights(self) -> Path | None:
@@ -69,6 +76,7 @@ ARCHITECTURES = {
             ecapa_tdnn.ECAPATDNN,
             ecapa_tdnn.infer_arguments,
             SHERPA,
+            ecapa_tdnn.MIN_FRAMES,
         ),
         Architecture(
             "eres2net",
@@ -77,6 +85,7 @@ ARCHITECTURES = {
             eres2net.ERes2Net,
             eres2net.infer_arguments,
             SHERPA,
+            STRIDED_MIN_FRAMES,
         ),
         Architecture(
             "eres2netv2",
@@ -85,6 +94,7 @@ ARCHITECTURES = {
             eres2netv2.ERes2NetV2,
             eres2netv2.infer_arguments,
             SHERPA,
+            STRIDED_MIN_FRAMES,
         ),
         Architecture(
             "resnet34",
@@ -93,6 +103,7 @@ ARCHITECTURES = {
             resnet34.ResNet34,
             resnet34.infer_arguments,
             SHERPA,
+            STRIDED_MIN_FRAMES,
         ),
         Architecture(
             "fsmn_vad",

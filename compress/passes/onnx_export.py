@@ -3,9 +3,11 @@
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
@@ -14,11 +16,10 @@ from torch import nn
 
 from compress.artifact import FILE_NAMES, Artifact, Format
 from compress.errors import ModelError, SettingError
-from compress.models import architecture
+from compress.models import MIN_FRAMES, architecture
 from compress.onnx_file import ONNX_OPSETS
 from compress.passes.base import Array, Context, Pass
 from compress.runners import OnnxRuntimeRunner
-from compress.runners.base import MIN_FRAMES
 
 if TYPE_CHECKING:
     import onnx
@@ -71,30 +72,62 @@ def export(model: nn.Module, num_mel_bins: int, opset: int) -> "onnx.ModelProto"
     Raises:
         ModelError: If the exporter fails, or silently fixes the batch or frames axis.
     """
-    example = torch.zeros(*SAMPLE_SHAPE, num_mel_bins)
-    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("frames", min=MIN_FRAMES)}
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     with _quiet():
         try:
-            program = torch.onnx.export(
-                model,
-                (example,),
-                dynamo=True,
-                opset_version=opset,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes=(axes,),
-                external_data=False,
-                verbose=False,
-            )
+            graph = (export_recurrent if recurrent else export_traced)(model, num_mel_bins, opset)
         except Exception as error:
             raise ModelError(f"onnx: the network cannot be exported: {first_line(error.__cause__ or error)}") from error
-    assert program is not None, "torch.onnx.export returns a program when dynamo is on and no file is given"
-    graph = program.model_proto
     strip_traces(graph)
     fixed = [i for i in (0, 1) if not graph.graph.input[0].type.tensor_type.shape.dim[i].dim_param]
     if fixed:
         names = " and ".join(("batch", "frames")[i] for i in fixed)
         raise ModelError(f"onnx: the exporter fixed the {names} axis to the traced size; the network's code uses it.")
+    return graph
+
+
+def export_traced(model: nn.Module, num_mel_bins: int, opset: int) -> "onnx.ModelProto":
+    """Export the graph that ``torch.export`` traces."""
+    program = torch.onnx.export(
+        model,
+        (torch.zeros(*SAMPLE_SHAPE, num_mel_bins),),
+        dynamo=True,
+        opset_version=opset,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes=({0: torch.export.Dim("batch"), 1: torch.export.Dim("frames", min=MIN_FRAMES)},),
+        external_data=False,
+        verbose=False,
+    )
+    assert program is not None, "torch.onnx.export returns a program when dynamo is on and no file is given"
+    graph: onnx.ModelProto = program.model_proto
+    return graph
+
+
+def export_recurrent(model: nn.Module, num_mel_bins: int, opset: int) -> "onnx.ModelProto":
+    """Export by TorchScript, which keeps an LSTM whole.
+
+    ``torch.export`` unrolls it over the frames of the example: that takes minutes, and with some numbers of frames the
+    result is good for no other.
+    """
+    import onnx
+
+    example = torch.zeros(*SAMPLE_SHAPE, num_mel_bins)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / FILE_NAMES[Format.ONNX]
+        torch.onnx.export(
+            model,
+            (example,),
+            file,
+            dynamo=False,
+            opset_version=opset,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes={INPUT: {0: "batch", 1: "frames"}, OUTPUT: {0: "batch"}},
+        )
+        graph = onnx.load(file)
+    with torch.no_grad():
+        graph.graph.output[0].type.tensor_type.shape.dim[-1].dim_value = model(example).shape[-1]
     return graph
 
 

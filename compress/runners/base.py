@@ -14,11 +14,6 @@ from compress.errors import InputError, ModelError
 Array = NDArray[np.float32]
 
 
-# Under it, statistics over time are not defined after a stride of 2. A float network gives NaN then, but a
-# quantized one gives numbers that mean nothing.
-MIN_FRAMES = 3
-
-
 class Runner(ABC):
     """A loaded artifact. A runtime is one subclass, named in ``runners/__init__.py``.
 
@@ -67,7 +62,7 @@ class Runner(ABC):
         check_waveform(waveform, "waveform")
         features = front_end(resample(waveform, sample_rate, front_end.sample_rate))
         length = f"{len(waveform) / sample_rate:.3f} s ({len(features)} frames)"
-        if len(features) < MIN_FRAMES:
+        if len(features) < self.artifact.min_frames:
             raise InputError(f"a waveform of {length} is too short for an embedding. Give a longer one; 1 s is better.")
         embedding: Array = self.run(features[None])[0]
         if not np.isfinite(embedding).all():

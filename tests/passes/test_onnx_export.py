@@ -168,3 +168,25 @@ def test_a_foreign_network_is_not_said_to_be_of_a_framework(tiny_onnx: Artifact)
     metadata = {entry.key: entry.value for entry in onnx.load_from_string(tiny_onnx.onnx).metadata_props}
     assert metadata["output_dim"] == "24"
     assert not {"framework", "language"} & set(metadata)
+
+
+class Recurrent(Pooled):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(4, 3, num_layers=2, batch_first=True, bidirectional=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rnn(self.linear(x))[0].mean(1)
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+def test_recurrent_network_stays_whole_and_free_in_its_frames(opset: int) -> None:
+    torch.manual_seed(0)
+    artifact = Artifact.from_module(Recurrent(), FRONT_END)
+    exported = Onnx(opset).run(artifact, Context())
+    graph = onnx.load_from_string(exported.onnx)
+    assert graph.opset_import[0].version == opset
+    assert [node.op_type for node in graph.graph.node].count("GRU") == 2
+    axes = [axis.dim_param or axis.dim_value for axis in graph.graph.input[0].type.tensor_type.shape.dim]
+    assert axes == ["batch", "frames", 16]
+    assert "1x97" in exported.history[-1].notes[0]

@@ -14,6 +14,7 @@ from compress.artifact import Artifact, Format, FrontEnd
 from compress.audio import read_audio, resample
 from compress.data import DataFolder, embedded_data
 from compress.errors import InputError, MachineError, ModelError
+from compress.models import architecture
 from compress.runners import (
     RUNNERS,
     OnnxRuntimeRunner,
@@ -141,6 +142,23 @@ def test_golden_outputs_are_those_of_the_runner(tiny_onnx: Artifact, noise) -> N
 def test_unusable_waveform_is_told(request, name: str, waveform: np.ndarray, message: str) -> None:
     with pytest.raises(InputError, match=message):
         open_runner(request.getfixturevalue(name), 1).embed(waveform, 16000)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "fewest"),
+    [
+        ("resnet34", {"m_channels": 2}, 9),
+        ("ecapa_tdnn", {"channels": [8, 8, 8, 8, 8], "attention_channels": 4, "se_channels": 4}, 5),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_network_tells_its_shortest_waveform(name: str, arguments: dict, fewest: int) -> None:
+    network = Artifact.from_module(architecture(name).build(**arguments), arch=name, arguments=arguments)
+    runner = open_runner(network, 1)
+    samples = 400 + 160 * (fewest - 1)
+    assert np.isfinite(runner.embed(tone(16000)[:samples], 16000)).all()
+    with pytest.raises(InputError, match=rf"\({fewest - 1} frames\) is too short for an embedding"):
+        runner.embed(tone(16000)[: samples - 1], 16000)
 
 
 def test_embedding_that_is_not_a_number_is_told(fresh_tiny) -> None:
