@@ -16,7 +16,7 @@ MEL_BINS = 8
 
 
 @torch.no_grad()
-def randomise(model: nn.Module, mel_bins: int) -> nn.Module:
+def with_random_statistics(model: nn.Module, mel_bins: int) -> nn.Module:
     """Random batch-norm scale and offset, statistics near those of noise (so that few channels are dead); eval mode."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
@@ -285,6 +285,12 @@ def traced(model: nn.Module, mel_bins: int) -> Traced:
     return Traced(model, trace(model, torch.randn(2, 40, mel_bins)))
 
 
+@pytest.fixture(scope="session")
+def randomise() -> Callable[[nn.Module, int], nn.Module]:
+    """The function that gives a network random batch-norm statistics."""
+    return with_random_statistics
+
+
 DrawChannels: TypeAlias = Callable[[st.DataObject, ChannelGraph], dict[str, set[int]]]
 
 
@@ -314,18 +320,18 @@ def _one_thread() -> None:
 def zoo() -> dict[str, Traced]:
     """Every small network, traced."""
     torch.manual_seed(0)
-    return {name: traced(randomise(make(), MEL_BINS), MEL_BINS) for name, make in ZOO.items()}
+    return {name: traced(with_random_statistics(make(), MEL_BINS), MEL_BINS) for name, make in ZOO.items()}
 
 
 @pytest.fixture(scope="session")
 def campplus() -> Traced:
     """CAM++ with half the channels."""
     torch.manual_seed(0)
-    return traced(randomise(CAMPPlus(growth_rate=16, bn_size=2, init_channels=64), 80), 80)
+    return traced(with_random_statistics(CAMPPlus(growth_rate=16, bn_size=2, init_channels=64), 80), 80)
 
 
 @pytest.fixture(scope="session")
 def full_campplus() -> Traced:
     """CAM++ in the size of the public 192-d model."""
     torch.manual_seed(0)
-    return traced(randomise(CAMPPlus(), 80), 80)
+    return traced(with_random_statistics(CAMPPlus(), 80), 80)

@@ -88,7 +88,7 @@ def assert_exact(model: nn.Module, graph: ChannelGraph, channels: Removal, frame
 
 
 class Random(nn.Module):
-    """Drawn layers: convolutions, residual sums, concatenations and gates in any order."""
+    """Drawn layers: convolutions, residual sums, concatenations, gates, splits and LSTMs in any order."""
 
     def __init__(self, steps: list[tuple[str, int]]) -> None:
         super().__init__()
@@ -96,36 +96,46 @@ class Random(nn.Module):
         self.layers = nn.ModuleList()
         channels = 8
         for step, width in steps:
-            out = width if step in ("conv", "cat", "norm") else channels
-            self.layers.append(nn.Conv1d(channels, out, 3, padding=1, groups=channels if step == "depthwise" else 1))
-            channels = {"conv": out, "norm": out, "cat": channels + out}.get(step, channels)
+            out = {"conv": width, "cat": width, "norm": width, "lstm": 2 * width, "grouped": 2 * width}.get(
+                step, channels
+            )
+            out = {"split": 2 * width, "glu": 2 * width}.get(step, out)
+            if step == "lstm":
+                self.layers.append(nn.LSTM(channels, width, batch_first=True, bidirectional=True))
+            else:
+                groups = {"depthwise": channels, "grouped": 2 if channels % 2 == 0 else 1}.get(step, 1)
+                self.layers.append(nn.Conv1d(channels, out, 3, padding=1, groups=groups))
+            channels = {"cat": channels + out, "glu": out // 2}.get(step, out)
             self.layers.append(nn.BatchNorm1d(channels))
         self.embedding = nn.Linear(2 * channels, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.transpose(1, 2)
         for step, layer, norm in zip(self.steps, self.layers[::2], self.layers[1::2], strict=True):
-            y = layer(x)
+            y = layer(x.transpose(1, 2))[0].transpose(1, 2) if step == "lstm" else layer(x)
             if step == "add":
                 y = x + y
             elif step == "cat":
                 y = torch.cat([x, torch.relu(y)], dim=1)
             elif step == "gate":
                 y = x * torch.sigmoid(y)
+            elif step == "glu":
+                y = nn.functional.glu(y, dim=1)
+            elif step == "split":
+                first, second = torch.chunk(y, 2, dim=1)
+                y = torch.cat([second, first * torch.tanh(second)], dim=1)
             x = torch.tanh(norm(y)) if step != "conv" else torch.sigmoid(y)
         result: Tensor = self.embedding(torch.cat([x.mean(-1), x.std(-1)], dim=1))
         return result
 
 
-STEPS = st.tuples(st.sampled_from(["conv", "norm", "add", "cat", "gate", "depthwise"]), st.integers(1, 6))
+STEPS = st.tuples(
+    st.sampled_from(["conv", "norm", "add", "cat", "gate", "depthwise", "grouped", "glu", "split", "lstm"]),
+    st.integers(1, 6),
+)
 
 
-@settings(max_examples=25, deadline=None)
-@given(steps=st.lists(STEPS, min_size=1, max_size=5), seed=st.integers(0, 99), data=st.data())
-@torch.no_grad()
-def test_random_networks_are_pruned_exactly(
-    draw_channels, steps: list[tuple[str, int]], seed: int, data: st.DataObject
-) -> None:
+def assert_random_network_is_exact(draw_channels, steps: list[tuple[str, int]], seed: int, data: st.DataObject) -> None:
     torch.manual_seed(seed)
     model = Random(steps).double().eval()
     for norm in model.layers[1::2]:
@@ -133,6 +143,24 @@ def test_random_networks_are_pruned_exactly(
         norm.bias.normal_()
     graph = trace(model, torch.randn(2, 20, 8, dtype=torch.float64))
     assert_exact(model, graph, draw_channels(data, graph), data.draw(st.integers(12, 40)))
+
+
+RANDOM_NETWORKS = given(steps=st.lists(STEPS, min_size=1, max_size=5), seed=st.integers(0, 99), data=st.data())
+
+
+@settings(max_examples=25, deadline=None)
+@RANDOM_NETWORKS
+@torch.no_grad()
+def test_random_networks_are_pruned_exactly(draw_channels, steps, seed: int, data: st.DataObject) -> None:
+    assert_random_network_is_exact(draw_channels, steps, seed, data)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None)
+@RANDOM_NETWORKS
+@torch.no_grad()
+def test_two_thousand_random_networks_are_pruned_exactly(draw_channels, steps, seed: int, data: st.DataObject) -> None:
+    assert_random_network_is_exact(draw_channels, steps, seed, data)
 
 
 @torch.no_grad()
