@@ -124,6 +124,18 @@ def test_memory_is_a_sum_over_taps(lorder: int, rorder: int, lstride: int, rstri
     torch.testing.assert_close(memory(x, None)[0], expected)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("arguments", [{}, {"rorder": 2, "lstride": 2}], ids=["causal", "look-ahead"])
+def test_traced_network_takes_any_batch_and_frames(arguments: dict[str, int]) -> None:
+    model = small(**arguments)
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("frames")}
+    example = torch.randn(2, 20, 12, dtype=torch.float64)
+    program = torch.export.export(model, (example,), dynamic_shapes=(axes,), strict=False)
+    for batch, frames in ((2, 2), (3, 7), (4, 50)):
+        x = torch.randn(batch, frames, 12, dtype=torch.float64)
+        torch.testing.assert_close(program.module()(x), model(x))
+
+
 def test_a_network_that_looks_ahead_does_not_stream() -> None:
     with pytest.raises(ModelError, match=r"look-ahead \(rorder above 0\) cannot run chunk by chunk"):
         small(rorder=2).stream(torch.zeros(1, 4, 12, dtype=torch.float64))
