@@ -1,5 +1,6 @@
 """Networks known by name, and loading their checkpoints."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,17 @@ def test_every_network_has_a_name_a_task_and_a_summary(name: str) -> None:
     assert entry.task in ("sv", "vad", "asr")
     assert entry.summary
     assert entry.weights is None or (entry.weights / "artifact.json").is_file()
+
+
+def test_documentation_lists_every_network_with_its_size() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "models.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\d,]+) \| (?:(\d+) frames)? *\|", page, re.M)
+    expected = []
+    for name, entry in ARCHITECTURES.items():
+        with torch.device("meta"):
+            parameters = sum(parameter.numel() for parameter in entry.build().parameters())
+        expected.append((name, entry.task, f"{parameters:,}", str(entry.min_frames) if entry.task == "sv" else ""))
+    assert rows == expected
 
 
 def test_unknown_name_offers_the_nearest() -> None:
