@@ -112,6 +112,7 @@ class Artifact:
         files: Deployable files by name, for the other formats.
         arch: Name of the network, or None for a foreign module.
         arguments: What ``arch`` is built from.
+        stored_widths: Attributes in which the network keeps numbers of channels, by dotted path, as pruned.
         golden: ``features_<i>`` (1, frames, num_mel_bins) and ``embedding_<i>`` (1, embedding_size).
     """
 
@@ -126,6 +127,7 @@ class Artifact:
     files: Mapping[str, bytes] = field(default_factory=dict)
     arch: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    stored_widths: Mapping[str, int] = field(default_factory=dict)
     history: tuple[Step, ...] = ()
     threshold: Threshold | None = None
     deferred: Deferral | None = None
@@ -260,7 +262,7 @@ class Artifact:
         if stored.format != Format.TORCH:
             return stored
         files = dict(stored.files)
-        model = _rebuild(folder, files.pop(FILE_NAMES[Format.TORCH]), stored.arch, stored.arguments, module)
+        model = _rebuild(folder, files.pop(FILE_NAMES[Format.TORCH]), stored, module)
         return replace(stored, model=model, files=files)
 
     def save(self, folder: Path) -> None:
@@ -318,14 +320,21 @@ class Artifact:
         """The serialized graph of an ONNX artifact."""
         return self.files[FILE_NAMES[Format.ONNX]]
 
-    def with_model(self, model: nn.Module, step: Step) -> "Artifact":
-        """Derive a torch artifact with another network; parameters and MACs are counted anew."""
+    def with_model(self, model: nn.Module, step: Step, stored_widths: Mapping[str, int] | None = None) -> "Artifact":
+        """Derive a torch artifact with another network; parameters and MACs are counted anew.
+
+        Args:
+            model: The network.
+            step: What made it.
+            stored_widths: Where it keeps numbers of channels that have changed; see ``surgery.widths_stored_in``.
+        """
         example = torch.zeros(1, self.front_end.frames_of(MACS_SECONDS), self.front_end.num_mel_bins)
         changed = replace(
             self,
             model=model.eval(),
             params=count_parameters(model),
             macs=round(count_macs(model, example) / MACS_SECONDS),
+            stored_widths={**self.stored_widths, **(stored_widths or {})},
         )
         return changed._after(step)
 
@@ -369,6 +378,7 @@ class Artifact:
                 "params": self.params,
                 "macs": self.macs,
                 "pruned_shapes": self._pruned_shapes(),
+                "stored_widths": dict(self.stored_widths),
             },
             "front_end": asdict(self.front_end),
             "threshold": asdict(self.threshold) if self.threshold else None,
@@ -427,6 +437,7 @@ def _stored_fields(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "files": {name: _checked(folder / name, entry["sha256"]) for name, entry in record["files"].items()},
         "arch": spec["arch"],
         "arguments": spec["arguments"],
+        "stored_widths": spec.get("stored_widths", {}),
         "history": tuple(Step(s["name"], s["settings"], tuple(s["notes"])) for s in record["history"]),
         "threshold": Threshold(**record["threshold"]) if record["threshold"] else None,
         "deferred": Deferral(**record["deferred"]) if record["deferred"] else None,
@@ -454,17 +465,17 @@ def _read_golden(path: Path) -> dict[str, Array]:
         raise ModelError(f"{path} cannot be read ({error}). Make the artifact again.") from error
 
 
-def _rebuild(
-    folder: Path, weights: bytes, arch: str | None, arguments: Mapping[str, Any], module: nn.Module | None
-) -> nn.Module:
+def _rebuild(folder: Path, weights: bytes, stored: Artifact, module: nn.Module | None) -> nn.Module:
     """Build the network, bring it to the stored widths and load its weights."""
     if module is not None:
         model = copy.deepcopy(module)
-    elif arch is not None:
+    elif stored.arch is not None:
         try:
-            model = architecture(arch).build(**arguments)
+            model = architecture(stored.arch).build(**stored.arguments)
         except TypeError as error:
-            raise ModelError(f"{folder}/artifact.json: {arch} cannot be built from its arguments ({error}).") from error
+            raise ModelError(
+                f"{folder}/artifact.json: {stored.arch} cannot be built from its arguments ({error})."
+            ) from error
     else:
         raise ModelError(
             f"{folder} holds a network whose class is not known here. In Python, pass a fresh instance of it:"
@@ -475,6 +486,6 @@ def _rebuild(
     except safetensors.SafetensorError as error:
         raise ModelError(f"{folder}: model.safetensors cannot be read ({error}).") from error
     state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    model = resize_to(model, {name: tuple(value.shape) for name, value in state.items()})
+    model = resize_to(model, {name: tuple(value.shape) for name, value in state.items()}, stored.stored_widths)
     load_into(model, state, str(folder))
     return model.eval()

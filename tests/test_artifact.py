@@ -17,6 +17,7 @@ from compress.files import sha256_of
 from compress.models import architecture
 from compress.passes import TRT, Context
 from compress.runners import golden_outputs, open_runner
+from compress.surgery import remove_channels, trace, widths_stored_in
 
 KINDS = ("torch", "onnx", "int8", "deferred")
 
@@ -329,3 +330,31 @@ def test_a_network_on_a_gpu_is_taken_to_the_cpu(fresh_tiny) -> None:
     artifact = Artifact.from_module(network, FrontEnd(num_mel_bins=16))
     assert {value.device.type for value in artifact.module.state_dict().values()} == {"cpu"}
     assert next(network.parameters()).device.type == "cuda"
+
+
+class StoredWidth(nn.Module):
+    """Splits its channels at a width that it stores, as Res2Net blocks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 6
+        self.enter, self.inner, self.leave = nn.Linear(16, 12), nn.Linear(6, 6), nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = torch.split(torch.relu(self.enter(x)), self.width, -1)
+        result: torch.Tensor = self.leave(torch.cat([first, self.inner(second)], -1)).mean(1)
+        return result
+
+
+@torch.no_grad()
+def test_widths_that_a_foreign_network_stores_come_back(tmp_path: Path) -> None:
+    dense = Artifact.from_module(StoredWidth(), FrontEnd(num_mel_bins=16))
+    graph = trace(dense.module, torch.randn(1, 30, 16))
+    pruned = remove_channels(dense.module, graph, {"enter": [1, 4]})
+    dense.with_model(pruned, Step("prune", {}), widths_stored_in(pruned, graph)).save(tmp_path / "pruned")
+    loaded = Artifact.load(tmp_path / "pruned", StoredWidth())
+    features = torch.randn(2, 30, 16)
+    assert loaded.module.width == 4
+    assert torch.equal(loaded.module(features), pruned(features))
+    Artifact.load(tmp_path / "pruned", StoredWidth()).save(tmp_path / "again")
+    assert Artifact.load(tmp_path / "again", StoredWidth()).stored_widths == {"width": 4}

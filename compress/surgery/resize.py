@@ -58,8 +58,9 @@ def resize_to(
         replace_tensor(model, aliases, get_tensor(model, key).detach().new_zeros(wanted))
     for name, width in (stored_widths or {}).items():
         path, _, attribute = name.rpartition(".")
-        if type(vars(modules.get(path)).get(attribute) if path in modules else None) is not int:
-            raise ModelError(f"{name}: {type(model).__name__} has no such whole number.")
+        present = vars(modules[path]).get(attribute) if path in modules else None
+        if type(present) is not int or type(width) is not int or width < 1:
+            raise ModelError(f"{name}: {type(model).__name__} has no such width to set to {width}.")
         setattr(modules[path], attribute, width)
     for path, module in modules.items():
         if isinstance(module, RESIZABLE):

@@ -77,9 +77,10 @@ def test_the_tensors_of_an_lstm_must_agree(zoo, shapes, message: str) -> None:
         resize_to(zoo["blstm"].model.body, shapes)
 
 
-def test_an_attribute_that_is_no_width_is_named(zoo) -> None:
-    with pytest.raises(ModelError, match=r"body\.breadth: Pooled has no such whole number"):
-        resize_to(zoo["res2net with stored width"].model, {}, {"body.breadth": 8})
+@pytest.mark.parametrize(("name", "width"), [("body.breadth", 8), ("head.width", 8), ("body.width", 0), ("eps", 1)])
+def test_an_attribute_that_is_no_width_is_named(zoo, name: str, width: int) -> None:
+    with pytest.raises(ModelError, match=rf"{name}: Pooled has no such width to set to {width}"):
+        resize_to(zoo["res2net with stored width"].model, {}, {name: width})
 
 
 def test_tied_keys_with_different_shapes_are_refused(zoo) -> None:
