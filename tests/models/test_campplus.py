@@ -22,6 +22,7 @@ def context_per_frame(x: Tensor) -> Tensor:
     return x.mean(-1, keepdim=True) + repeated
 
 
+@settings(deadline=None)
 @given(frames=st.integers(1, 650), batch=st.integers(1, 3), seed=st.integers(0, 99))
 def test_context_per_segment_equals_context_per_frame(frames: int, batch: int, seed: int) -> None:
     x = torch.randn(batch, 4, frames, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -29,6 +30,7 @@ def test_context_per_segment_equals_context_per_frame(frames: int, batch: int, s
     torch.testing.assert_close(x @ segments.pool @ segments.spread, context_per_frame(x), rtol=0, atol=1e-13)
 
 
+@settings(deadline=None)
 @given(frames=st.integers(1, 450), dilation=st.integers(1, 2), seed=st.integers(0, 99))
 @torch.no_grad()
 def test_gated_layer_equals_its_per_frame_form(frames: int, dilation: int, seed: int) -> None:
