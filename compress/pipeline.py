@@ -122,6 +122,7 @@ def plan(config: RunConfig) -> Plan:
     config = replace(with_links(config, source.format), out=str(config.folder))
     precision = source.precision
     for maker in config.passes:
+        check_files(maker)
         precision = maker.precision_after(precision)
     data = DataFolder.read(config.data or embedded_data())
     trials = data.find_trials(config.trials)
@@ -143,6 +144,17 @@ def plan(config: RunConfig) -> Plan:
         if maker.name != "onnx":  # the export is a link, not a change: prune+ptq and not prune+onnx+ptq
             names.append(maker.name)
     return Plan(config, source, data, trials, verification, calibration, tuple(steps))
+
+
+def check_files(maker: Pass) -> None:
+    """Refuse a pass that reads a file which is not there.
+
+    Raises:
+        InputError: If one is missing.
+    """
+    for path in maker.reads:
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such file; {maker.name} was told to read it.")
 
 
 def check_calibration(calibration: DataFolder, makers: Sequence[Pass], source: Artifact) -> None:
@@ -292,6 +304,8 @@ class Run:
             threads=machine.cores(),
             score=self.score,
             say=lambda text: self.progress.say(f"{step.folder.name}: {text}"),
+            speakers=[self.plan.calibration.speakers.get(u) for u in self.plan.calibration.utterances],
+            progress=self.progress,
         )
         started = time.monotonic()
         with torch_threads(context.threads):
@@ -570,8 +584,10 @@ def calibration_features(calibration: DataFolder, utterance: str, source: Artifa
 
 
 def _identity(maker: Pass | None) -> Any:
-    """What makes a step: the pass, its settings and its source, which may lie outside this package."""
-    return [maker.name, maker.settings, source_hash(type(maker))] if maker else None
+    """What makes a step: the pass, its settings, what it reads, and its source, which may lie outside this package."""
+    if maker is None:
+        return None
+    return [maker.name, maker.settings, [sha256_of(Path(path)) for path in maker.reads], source_hash(type(maker))]
 
 
 def source_hash(kind: type[Pass]) -> str | None:

@@ -11,12 +11,14 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from compress import table
+from compress.passes import Cell
 from compress.progress import length
 
 T = TypeVar("T")
 
 NUMBERS = ("params", "size", "flips", "latency p50", "speed-up")  # columns set to the right
 WIDEST = 10_000  # characters of a printed line
+MOST_NAMES = 3  # in one cell of a table
 
 
 def columns() -> tuple[ProgressColumn, ...]:
@@ -54,6 +56,27 @@ class Bars:
     def _bars(self) -> RichProgress:
         """Bars that vanish when done; none where standard error is no terminal."""
         return RichProgress(*columns(), console=self.console, transient=True, disable=not self.console.is_terminal)
+
+
+def print_table(rows: Sequence[Mapping[str, Cell]]) -> None:
+    """Print rows with the same keys as a table of its natural width: numbers to the right, long lists of names cut."""
+    if not rows:
+        return
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    for name in rows[0]:
+        numbers = any(isinstance(row[name], int) for row in rows)
+        shown.add_column(name, justify="right" if numbers else "left", no_wrap=True)
+    for row in rows:
+        shown.add_row(*map(cell, row.values()))
+    Console(width=WIDEST, markup=False, highlight=False).print(shown)
+
+
+def cell(value: Cell) -> str:
+    """A value of a table as it is printed."""
+    if isinstance(value, tuple):
+        more = len(value) - MOST_NAMES
+        return ", ".join(value[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+    return f"{value:,}" if isinstance(value, int) else value or ""
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], sentences: Sequence[str] = ()) -> None:

@@ -250,7 +250,8 @@ class DataFolder:
         """Read a calibration list: the folder's ``calib.scp``, or another whose audio lies relative to itself.
 
         Args:
-            path: A list in the form of ``wav.scp``; None is ``calib.scp`` of this folder.
+            path: A list in the form of ``wav.scp``; None is ``calib.scp`` of this folder. Speakers are read from an
+                ``utt2spk`` beside it, if there is one.
             count: How many utterances to take, spread evenly over the list; None takes all.
 
         Raises:
@@ -267,7 +268,7 @@ class DataFolder:
             )
         if count is not None:
             entries = [entries[i * len(entries) // count] for i in range(count)]
-        return DataFolder(scp.parent, dict(entries))
+        return DataFolder(scp.parent, dict(entries), _optional_table(scp.parent / "utt2spk"))
 
 
 class Entry(NamedTuple):

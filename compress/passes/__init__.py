@@ -5,7 +5,7 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 
 from compress.errors import SettingError, unknown_name
-from compress.passes.base import Context, Pass, build
+from compress.passes.base import Cell, Context, Pass, Preview, build
 from compress.passes.onnx_export import Onnx
 from compress.passes.prune import Prune
 from compress.passes.ptq import PTQ
@@ -13,7 +13,7 @@ from compress.passes.trt import TRT
 
 OWN: tuple[type[Pass], ...] = (Prune, Onnx, PTQ, TRT)
 
-__all__ = ["PTQ", "TRT", "Context", "Onnx", "Pass", "Prune", "build", "pass_named", "passes"]
+__all__ = ["PTQ", "TRT", "Cell", "Context", "Onnx", "Pass", "Preview", "Prune", "build", "pass_named", "passes"]
 
 
 @lru_cache

@@ -5,14 +5,15 @@ import types
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compress.artifact import Artifact, Format, Step
 from compress.errors import InputError, ModelError, SettingError, unknown_name
+from compress.progress import Progress, Silent
 
 Array = NDArray[np.float32]
 
@@ -32,12 +33,16 @@ class Context:
         threads: For work that the pass itself runs.
         score: EER of an artifact on the run's trials, as a fraction, where there are trials.
         say: Takes a line about what is being done, for the progress display.
+        speakers: Of each calibration utterance, None where it is not known; empty if none is.
+        progress: Shows how far long work is.
     """
 
     calibration: Sequence[Callable[[], Array]] = ()
     threads: int = 1
     score: Callable[[Artifact], float] | None = None
     say: Callable[[str], None] = _ignore
+    speakers: Sequence[str | None] = ()
+    progress: Progress = field(default_factory=Silent)
 
     def utterances(self, wanted: int, name: str) -> list[Callable[[], Array]]:
         """Give ``wanted`` calibration utterances, spread evenly over the list.
@@ -57,6 +62,24 @@ def spread(items: Sequence[T], wanted: int) -> list[T]:
     """Take ``wanted`` items, spread evenly over the list."""
     places = np.linspace(0, len(items), wanted, endpoint=False).astype(int)
     return [items[i] for i in places]
+
+
+Cell: TypeAlias = (
+    str | int | tuple[str, ...] | None
+)  # of a table: text, number, names; None if there is nothing to tell
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a dry run shows of a pass.
+
+    Attributes:
+        rows: Of a table, all with the same keys.
+        notes: Sentences to stand below it.
+    """
+
+    rows: tuple[Mapping[str, Cell], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,6 +104,19 @@ class Pass(ABC):
     def calibration_utterances(self) -> int:
         """How many calibration utterances the pass will ask for, so that a run can be refused before it starts."""
         return 0
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Files beside the artifact whose content decides what the pass gives."""
+        return ()
+
+    def preview(self, artifact: Artifact, context: Context) -> Preview:
+        """What the pass would do to this artifact, for a dry run; nothing is written.
+
+        Raises:
+            CompressError: For what can be known to fail.
+        """
+        return Preview()
 
     def precision_after(self, precision: str) -> str:
         """Precision of what the pass gives, from that of what it is given: known before anything is run.
@@ -127,12 +163,14 @@ def build(kind: type[Pass], settings: Mapping[str, Any]) -> Pass:
 
 
 def _read(name: str, value: Any, wanted: Any) -> Any:
-    """Convert a value to a field's type; bool, int, float, str, tuples of them, and optional ones."""
+    """Convert a value to a field's type; bool, int, float, str, a choice of names, tuples, and optional ones."""
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in (types.UnionType, typing.Union):
         if value is None or value in ("none", "null"):
             return None
         return _read(name, value, next(a for a in arguments if a is not type(None)))
+    if origin is typing.Literal:  # which of them there are is checked by the pass, as for one made in Python
+        return _read(name, value, str)
     if origin is tuple:
         if not isinstance(value, (str, list, tuple)):
             raise SettingError(f"{name} must be a list, got {value!r}.")

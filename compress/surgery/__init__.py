@@ -19,10 +19,17 @@ from compress.surgery.counting import (
     parameters_after,
 )
 from compress.surgery.gate import GateReport, verify_removal
-from compress.surgery.graph import ChannelGraph, ChannelGroup, Member, Role, trace
+from compress.surgery.graph import ChannelGraph, ChannelGroup, Member, Removal, Role, trace
 from compress.surgery.removal import mask_channels, mask_consumers, remove_channels, widths_stored_in
 from compress.surgery.resize import resize_to
-from compress.surgery.scores import activation_scores, bn_scale_scores, l1_scores, l2_scores, taylor_scores
+from compress.surgery.scores import (
+    Normalise,
+    activation_scores,
+    bn_scale_scores,
+    l1_scores,
+    l2_scores,
+    taylor_scores,
+)
 from compress.surgery.selection import Scope, Selection, choose_channels
 from compress.surgery.sensitivity import Sensitivity, cosine_loss, measure_sensitivity
 from compress.surgery.widths import kept_groups
@@ -35,7 +42,9 @@ __all__ = [
     "GateReport",
     "MacsCounter",
     "Member",
+    "Normalise",
     "ParameterCounter",
+    "Removal",
     "Requested",
     "Role",
     "Scope",

@@ -1,12 +1,14 @@
 """One pass as a command: MODEL in, artifact folder out."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from compress.artifact import Artifact
-from compress.passes import PTQ, Prune
+from compress.passes import PTQ, Preview, Prune
 
 
 def test_prune_writes_an_artifact_folder(cli: Callable, small_checkpoint: Path, tmp_path: Path) -> None:
@@ -113,6 +115,85 @@ def test_an_int8_graph_is_not_quantized_again(cli: Callable, tiny_run: Path, unc
     assert unchanged() == before
 
 
-def test_the_embedded_model_is_calibrated_on_the_embedded_voices_without_a_warning(cli: Callable) -> None:
+def test_the_embedded_model_is_calibrated_on_the_embedded_voices_without_a_warning(
+    cli: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Prune, "preview", lambda self, artifact, context: Preview())
     code, _, err = cli("prune", "campplus", "--dry-run")
     assert (code, err) == (0, "calibration: 60 utterances of the embedded synthetic voices\n")
+
+
+@pytest.fixture(scope="session")
+def small_dense(small_campplus: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small CAM++ as an artifact folder."""
+    folder = tmp_path_factory.mktemp("dense") / "small"
+    small_campplus.save(folder)
+    return folder
+
+
+def test_a_dry_run_of_prune_lists_the_groups(cli: Callable, small_dense: Path, unchanged: Callable) -> None:
+    before = unchanged()
+    options = ["--ratio", "0.3", "--keep", "xvector.block1*", "--bn-utterances", "0", "--dry-run"]
+    code, out, err = cli("prune", small_dense, *options)
+    assert code == 0
+    assert "tracing channels" in err
+    lines = out.splitlines()
+    assert lines[2].split("  ")[0] == "group"
+    assert "parameters each" in lines[2]
+    row = next(line for line in lines if line.startswith("xvector.block1.tdnnd1.linear1 "))
+    assert "keep names a layer of it" in row
+    row = next(line for line in lines if line.startswith("xvector.dense.linear "))
+    assert "it is an output of the network" in row
+    assert any(re.match(r"removed (29|30)\.\d% of the parameters \(asked 30\.0%\): ", line) for line in lines)
+    assert lines[-1] == "would write small-prune"
+    code, out, _ = cli("prune", small_dense, *options, "--json")
+    found = json.loads(out)
+    assert (code, found["settings"]["keep"]) == (0, ["xvector.block1*"])
+    assert {row["group"] for row in found["rows"]} > {"head.conv1", "xvector.tdnn.linear"}
+    front = next(row for row in found["rows"] if row["group"] == "head.conv1")
+    assert front["members"][:2] == ["head.conv1", "head.bn1"]
+    assert front["planned"] in (16, 32)
+    assert front["MACs each"] > 100 * front["parameters each"]
+    assert unchanged() == before
+
+
+def test_a_pass_prints_json(cli: Callable, tiny_graph: Path) -> None:
+    code, out, _ = cli("trt", tiny_graph, "--out", "engine", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["pass"], found["out"], found["params"]) == ("trt", "engine", 6216)
+    assert found["deferred"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ratio", "1.5"], "prune.ratio must be in 0..1 (fraction of parameters to remove), got 1.5."),
+        (
+            ["--ratio", "0.4", "--params", "9"],
+            "prune: one target is needed, got ratio and params. Leave all",
+        ),
+        (["--ratio", "0.99"], "prune.ratio 0.99 cannot be reached: with all "),
+        (["--keep", "hed.*"], "keep: no layer matches 'hed.*'. Near it are head"),
+        (["--channels", "none.json"], "none.json: no such file; prune was told to read it."),
+        (["--channels", "foreign.json"], "foreign.json must map layers to channels"),
+        (["--channels", "unknown.json"], "unknown layer 'head.convx'. Did you mean 'head.conv"),
+        (
+            ["--scope", "sensitivity", "--sensitivity", "foreign.json"],
+            "foreign.json is not a sensitivity table",
+        ),
+        (["--scope", "sensitivity", "--sensitivity", "corrupt.json"], "corrupt.json is not valid JSON"),
+    ],
+)
+def test_what_is_wrong_with_pruning_is_named(
+    cli: Callable, small_dense: Path, unchanged: Callable, options: list[str], message: str
+) -> None:
+    Path("foreign.json").write_text("[1, 2]")
+    Path("corrupt.json").write_text('{"kind": ')
+    Path("unknown.json").write_text('{"head.convx": [1]}')
+    before = unchanged()
+    code, out, err = cli("prune", small_dense, *options, "--bn-utterances", "0")
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert unchanged() == before
