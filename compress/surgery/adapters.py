@@ -50,12 +50,18 @@ def read_request(path: Path, graph: ChannelGraph) -> Requested:
     return channels_of_masks(graph, load_masks(path), str(path))
 
 
+def plain_dictionary(factory: object = None) -> dict[Any, Any]:
+    """Stands for ``collections.defaultdict``, in which NNI gives its masks and which torch does not load."""
+    return {}
+
+
 def load_masks(path: Path) -> Any:
     """Load what ``torch.save`` wrote, without running code."""
     if not path.is_file():
         raise InputError(f"{path}: no such file.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(plain_dictionary, "collections.defaultdict"), dict]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path} holds no masks that can be read safely. Give channels by layer in a .json file, or a dictionary of"

@@ -1,7 +1,9 @@
 """Requests: channels and masks chosen elsewhere become channels of groups, and what stays is told."""
 
+import copy
 import json
 import pickle
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -59,7 +61,7 @@ def test_saved_masks_are_removed_by_the_engine(zoo, tmp_path: Path) -> None:
     scores = l1_scores(network.model, network.graph)
     channels = {name: tuple(sorted(score.argsort()[: len(score) // 2].tolist())) for name, score in scores.items()}
     path = tmp_path / "masks.pt"
-    torch.save(masks_of(network, channels), path)
+    torch.save(defaultdict(dict, masks_of(network, channels)), path)  # the type that NNI gives
     found = read_request(path, network.graph)
     assert found.channels == channels
     features = torch.randn(2, 30, 8)
@@ -193,3 +195,15 @@ def test_files_that_hold_no_tensors_are_refused(zoo, tmp_path: Path, capsys) -> 
     with pytest.raises(InputError, match="holds no masks that can be read safely"):
         read_request(path, zoo["tdnn"].graph)
     assert "executed" not in capsys.readouterr().out
+
+
+def test_masks_of_the_pruner_itself_are_taken(zoo, tmp_path: Path) -> None:
+    pruning = pytest.importorskip("nni.compression.pruning", reason="the extra nni is not installed")
+    network = zoo["tdnn"]
+    model = copy.deepcopy(network.model)
+    _, masks = pruning.L1NormPruner(model, [{"op_names": ["body.0"], "sparse_ratio": 0.5}]).compress()
+    torch.save(masks, tmp_path / "masks.pt")
+    found = read_request(tmp_path / "masks.pt", network.graph)
+    norms = network.model.body[0].weight.abs().sum((1, 2))
+    assert found.channels == {"body.0": tuple(sorted(norms.argsort()[:12].tolist()))}
+    assert found.dropped == ()
