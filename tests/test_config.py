@@ -18,17 +18,34 @@ from compress.errors import CompressError, InputError, SettingError
 from compress.passes import PTQ, TRT, Onnx, Pass, Prune
 
 frames = st.lists(st.integers(3, 5000), min_size=3, max_size=3).map(sorted)
-prunes = st.builds(
-    Prune,
-    ratio=st.floats(0, 1, exclude_max=True),
-    scope=st.sampled_from(["uniform", "global"]),
-    round_to=st.none() | st.integers(1, 64),
-    bn_utterances=st.just(0) | st.integers(2, 1000),
-)
 ptqs = st.builds(PTQ, utterances=st.integers(1, 1000), reduce_range=st.none() | st.booleans())
 trts = st.builds(lambda sizes, batch: TRT(*sizes, batch), frames, st.integers(1, 64))
 onnxes = st.builds(Onnx, opset=st.integers(18, 23))
 words = st.text("abcXYZ019_-./ é", min_size=1).filter(lambda text: text == text.strip() and not text.startswith("-"))
+fractions = st.floats(0, 1, exclude_max=True)
+elsewhere = st.builds(Prune, channels=words)
+targets = st.one_of(
+    st.builds(dict, ratio=fractions),
+    st.builds(dict, macs_ratio=fractions),
+    st.builds(dict, latency_ratio=fractions),
+    st.builds(dict, params=st.integers(1, 10**9)),
+    st.builds(dict, size_mb=st.floats(0, 1e4, exclude_min=True)),
+    st.just({}),
+)
+prunes = elsewhere | st.builds(
+    lambda target, **others: Prune(**target, **others),
+    target=targets,
+    scope=st.sampled_from(["uniform", "global", "sensitivity"]),
+    score=st.sampled_from(["l1", "l2", "bn_scale", "activation", "taylor"]),
+    normalise=st.sampled_from(["mean", "max", "none"]),
+    score_utterances=st.integers(1, 1000),
+    sensitivity=st.none() | words,
+    sensitivity_loss=st.sampled_from(["cosine", "eer"]),
+    sensitivity_utterances=st.integers(1, 1000),
+    round_to=st.none() | st.integers(1, 64),
+    keep=st.lists(words, max_size=3).map(tuple),
+    bn_utterances=st.just(0) | st.integers(2, 1000),
+)
 configs = st.builds(
     RunConfig,
     passes=st.lists(prunes | ptqs | trts | onnxes, min_size=1, max_size=5).map(tuple),
@@ -53,7 +70,8 @@ def as_options(config: RunConfig) -> list[str]:
     options += ["--passes", ",".join(step.name for step in config.passes)]
     for step in config.passes:
         for key, value in step.settings.items():
-            options += ["--set", f"{step.name}.{key}={'none' if value is None else value}"]
+            text = ",".join(value) if isinstance(value, list) else "none" if value is None else str(value)
+            options += ["--set", f"{step.name}.{key}={text}"]
     return options
 
 

@@ -20,6 +20,7 @@ from compress import machine, pipeline, table
 from compress.artifact import Artifact, Format
 from compress.cli.inspect import GOLDEN_COSINE, golden_cosine
 from compress.config import RunConfig, from_mapping, read_yaml
+from compress.data import DataFolder
 from compress.errors import InputError, MachineError, ModelError, SettingError
 from compress.passes import PTQ, TRT, Context, Pass, Prune
 from compress.pipeline import claim_folder, plan, run
@@ -51,6 +52,30 @@ class Threads(Pass):
 
     def run(self, artifact: Artifact, context: Context) -> Artifact:
         step = self.step(f"{torch.get_num_threads()} threads")
+        return artifact.with_files(artifact.files, step, Format.ONNX, artifact.precision)
+
+
+@dataclass(frozen=True)
+class Reader(Pass):
+    """A pass that notes what a file holds, and whose utterances it is given."""
+
+    name: ClassVar[str] = "reader"
+    accepts: ClassVar[Format] = Format.ONNX
+    returns: ClassVar[Format] = Format.ONNX
+
+    path: str = ""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.path,)
+
+    @property
+    def calibration_utterances(self) -> int:
+        return 3
+
+    def run(self, artifact: Artifact, context: Context) -> Artifact:
+        list(context.progress.track([1, 2], "reading"))
+        step = self.step(Path(self.path).read_text(), " ".join(map(str, context.speakers)))
         return artifact.with_files(artifact.files, step, Format.ONNX, artifact.precision)
 
 
@@ -389,6 +414,22 @@ class TestResume:
         (config.folder / "01-threads" / "step.json").unlink()
         with torch_threads(machine.cores() + 1):
             assert resume(asked)[0]["rows"][1]["notes"] == fresh
+
+    def test_a_file_that_a_pass_reads_redoes_its_step_when_it_changes(self, config: RunConfig, tmp_path: Path) -> None:
+        path = tmp_path / "channels.json"
+        asked = replace(config, passes=(Reader(str(path)),))
+        with pytest.raises(InputError, match=r"channels\.json: no such file; reader was told to read it\."):
+            plan(asked)
+        path.write_text("first")
+        speakers = DataFolder.read(str(config.data)).speakers
+        calibrated = DataFolder.read(str(config.data)).calibration().utterances
+        expected = " ".join(speakers[utterance] for utterance in calibrated)
+        assert run(asked)["rows"][1]["notes"][:2] == ["first", expected]
+        assert "unchanged" in resume(asked)[1].of("01-reader")
+        path.write_text("second")
+        again, said = resume(asked)
+        assert "made anew" in said.of("01-reader")
+        assert again["rows"][1]["notes"][0] == "second"
 
     def test_without_resume_nothing_is_taken_over(self, done: RunConfig) -> None:
         with pytest.raises(InputError, match=r"run holds a run already\. Go on with it by --resume, or choose another"):

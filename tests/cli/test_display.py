@@ -3,7 +3,7 @@
 import pytest
 
 from compress import table
-from compress.cli.display import Bars, print_rows
+from compress.cli.display import Bars, print_rows, print_table
 
 
 def test_progress_passes_items_through_and_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,3 +59,18 @@ def test_no_cell_is_cut_in_a_narrow_terminal(
     header, line = capsys.readouterr().out.splitlines()
     assert all(name in header for name in table.COLUMNS)
     assert all(cell in line for cell in table.cells(figures))
+
+
+def test_a_table_of_any_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table([])
+    assert capsys.readouterr().out == ""
+    rows = [
+        {"group": "head.[conv1]", "width": 32, "members": ("a", "b", "c", "d", "e"), "why": None},
+        {"group": "out", "width": 12345, "members": ("a",), "why": "it is an output"},
+    ]
+    print_table(rows)
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "group          width  members             why",
+        "head.[conv1]      32  a, b, c and 2 more",
+        "out           12,345  a                   it is an output",
+    ]

@@ -11,7 +11,7 @@ def test_passes_lists_every_setting_with_its_default(cli: Callable) -> None:
     assert code == 0
     for name, kind in passes().items():
         assert f"{name}  ({kind.accepts.value} -> {kind.returns.value})\n" in out
-    for line in ("prune.ratio = 0.4", "ptq.utterances = 40", "ptq.reduce_range = None", "trt.max_batch = 1"):
+    for line in ("prune.scope = uniform", "ptq.utterances = 40", "ptq.reduce_range = None", "trt.max_batch = 1"):
         assert f"    {line}\n" in out
 
 

@@ -262,6 +262,14 @@ def test_calibration_lists_lie_relative_to_themselves(tmp_path: Path) -> None:
     calibration = data.calibration(other / "calib.scp")
     assert calibration.utterances == tuple(f"u{i}" for i in range(10))
     assert calibration.path("u3") == other / "wav" / "3.opus"
+    assert calibration.speakers == {}
+
+
+def test_speakers_of_a_calibration_list_lie_beside_it(tmp_path: Path) -> None:
+    folder = data_folder(tmp_path / "data", wav_scp="a a.wav\n", utt2spk="a s\n", calib_scp="a a.wav\n")
+    assert DataFolder.read(folder).calibration().speakers == {"a": "s"}
+    other = data_folder(tmp_path / "other", calib_scp="a a.wav\nb b.wav\n", utt2spk="a t\nb t\n")
+    assert DataFolder.read(folder).calibration(other / "calib.scp").speaker("b") == "t"
 
 
 @given(length=st.integers(1, 60), data=st.data())
