@@ -1,4 +1,4 @@
-"""Structured pruning: whole channels are removed, exactly, and batch norm is re-estimated on unlabeled audio."""
+"""Structured pruning: whole channels are removed, exactly, and the network recovers on unlabeled audio."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,8 +11,8 @@ from compress.artifact import MACS_SECONDS, Artifact, Format
 from compress.errors import SettingError
 from compress.passes.base import Array, Context, Pass, Preview, spread
 from compress.passes.planning import Planner, noise
-from compress.passes.recovery import batch_norms, mean_cosine, reestimate_batch_norm
-from compress.surgery import Normalise, Scope, remove_channels, verify_removal
+from compress.passes.recovery import batch_norms, mean_cosine, reconstruct_consumers, reestimate_batch_norm
+from compress.surgery import Normalise, Scope, remove_channels, verify_removal, widths_stored_in
 
 COSINE_UTTERANCES = 20
 DEFAULT_RATIO = 0.4
@@ -58,7 +58,7 @@ class Prune(Pass):
     sensitivity_utterances: int = 8  # for the loss cosine
     round_to: int | None = None  # widths are multiples of this; by default 8, and 16 for 2-D convolutions
     keep: tuple[str, ...] = ()  # names of layers to leave whole, with * and ?
-    bn_utterances: int = 60  # unlabeled utterances for batch-norm re-estimation; 0 leaves batch norm as it is
+    bn_utterances: int = 60  # unlabeled utterances to re-estimate batch norm on, or without any, to fit weights on
 
     def __post_init__(self) -> None:
         given = [name for name in TARGETS if getattr(self, name) is not None]
@@ -128,7 +128,7 @@ class Prune(Pass):
         return Preview(tuple(plan.rows(artifact)), (*plan.notes, f"MACs are for {MACS_SECONDS:g} s of audio"))
 
     def run(self, artifact: Artifact, context: Context) -> Artifact:
-        """Trace, choose, remove, verify in float64, and re-estimate batch norm."""
+        """Trace, choose, remove, verify in float64, and recover on unlabeled utterances."""
         self.check_input(artifact)
         dense = artifact.module
         utterances = [load() for load in spread(self.calibration(context), self.bn_utterances)]
@@ -142,13 +142,18 @@ class Prune(Pass):
             f"removed network equals masked network in float64 to {gate.max_relative_error:.0e}"
             f" ({gate.seconds:.1f} s; a wrong column would show as {gate.control_error:.0e})",
         ]
-        if plan.channels and self.bn_utterances and batch_norms(pruned):
+        if plan.channels and self.bn_utterances:
             before = mean_cosine(dense, pruned, probes)
-            context.say(f"re-estimating batch norm on {len(utterances)} utterances")
-            reestimate_batch_norm(pruned, utterances)
+            if batch_norms(pruned):
+                context.say(f"re-estimating batch norm on {len(utterances)} utterances")
+                reestimate_batch_norm(pruned, utterances)
+                done = "batch norm re-estimated"
+            else:
+                context.say(f"fitting the weights that lost inputs on {len(utterances)} utterances")
+                fitted = reconstruct_consumers(dense, pruned, plan.graph, plan.channels, utterances)
+                done = f"{len(fitted)} weights that lost inputs fitted by least squares"
             after = mean_cosine(dense, pruned, probes)
             notes.append(
-                f"batch norm re-estimated on {len(utterances)} utterances:"
-                f" cosine to the dense embedding {before:.3f} to {after:.3f}"
+                f"{done} on {len(utterances)} utterances: cosine to the dense embedding {before:.3f} to {after:.3f}"
             )
-        return artifact.with_model(pruned, self.step(*notes))
+        return artifact.with_model(pruned, self.step(*notes), widths_stored_in(pruned, plan.graph))

@@ -379,3 +379,40 @@ def test_too_few_utterances_are_told(tiny: Artifact, noise) -> None:
     context = Context(calibration=[lambda features=features: features for features in noise(5, 16)])
     with pytest.raises(InputError, match=r"prune\.bn_utterances: 60 calibration utterances were asked for, .* has 5\."):
         Prune().run(tiny, context)
+
+
+class Unnormalised(nn.Module):
+    """An LSTM between linear layers, without batch norm, whose inner widths it stores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 16
+        self.enter = nn.Linear(16, 32)
+        self.lstm = nn.LSTM(32, 24, batch_first=True, bidirectional=True)
+        self.leave = nn.Linear(48, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = torch.split(torch.tanh(self.enter(x)), self.width, -1)
+        y, _ = self.lstm(torch.cat([first, first * second], -1))
+        result: torch.Tensor = self.leave(y.mean(1))
+        return result
+
+
+def test_a_network_without_batch_norm_has_its_weights_fitted(tiny_context: Context, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    dense = Artifact.from_module(Unnormalised(), FrontEnd(num_mel_bins=16))
+    result = Prune(ratio=0.4, round_to=1, bn_utterances=20).run(dense, tiny_context)
+    note = result.history[-1].notes[-1]
+    found = re.fullmatch(
+        r"3 weights that lost inputs fitted by least squares on 20 utterances:"
+        r" cosine to the dense embedding (0\.\d+) to ([01]\.\d+)",
+        note,
+    )
+    assert found, note
+    assert float(found[2]) > float(found[1])
+    assert result.stored_widths["width"] == result.module.width < 16
+    result.save(tmp_path / "pruned")
+    loaded = Artifact.load(tmp_path / "pruned", Unnormalised())
+    features = torch.randn(1, 50, 16)
+    with torch.no_grad():
+        assert torch.equal(loaded.module(features), result.module(features))
