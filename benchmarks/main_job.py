@@ -1,4 +1,4 @@
-"""The main job on real speech and on the embedded data; writes docs/results.md.
+"""The main job on real speech and on the embedded data; writes its section of docs/results.md.
 
     python benchmarks/main_job.py [--threads 1]
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from results import write_section
 
 from compress import table
 from compress.artifact import Artifact
@@ -27,7 +28,6 @@ from compress.units import format_interval, format_percent, format_speedup
 
 REPOSITORY = Path(__file__).parent.parent
 BENCH_DATA = Path(os.environ.get("COMPRESS_BENCH_DATA", REPOSITORY / ".." / "shared" / "data"))
-RESULTS = REPOSITORY / "docs" / "results.md"
 FULL_EER, HARD_EER = 0.035, 0.055
 LDA_BASELINE = "4.96 % on `trials_full`, 8.47 % on `trials_hard`"  # from the corpus folder's README
 INT8_SIZE, INT8_SPEED, INT8_EER_RISE = 0.32, 1.8, 0.003  # bars: of the FP32 ONNX file, times its speed, fraction
@@ -36,7 +36,7 @@ INT8_SIZE, INT8_SPEED, INT8_EER_RISE = 0.32, 1.8, 0.003  # bars: of the FP32 ONN
 @click.command()
 @click.option("--threads", default=1, show_default=True)
 def main(threads: int) -> None:
-    """Run both jobs and write docs/results.md."""
+    """Run both jobs and write their section of docs/results.md."""
     bars = Bars()
     parts = []
     with tempfile.TemporaryDirectory() as folder:
@@ -59,9 +59,9 @@ def main(threads: int) -> None:
         settings = {"passes": "prune,ptq,trt", "out": f"{folder}/embedded", "threads": threads}
         result = run(from_mapping(settings, "benchmark"), progress=bars)
         parts.append(section("Embedded data (what `make demo` runs)", result))
-    head = "# Results\n\nMade by `python benchmarks/main_job.py`. TensorRT on T4 and Jetson: not measured.\n"
-    RESULTS.write_text("\n".join([head, *parts]), encoding="utf-8")
-    click.echo(RESULTS.read_text(encoding="utf-8"))
+    text = "\n".join(parts)
+    write_section("main_job", text)
+    click.echo(text)
 
 
 def weights_section(dev: Path, bars: Bars, hard: dict[str, Any]) -> str:
