@@ -13,7 +13,7 @@ from torch import nn
 
 from compress.artifact import Artifact, FrontEnd
 from compress.errors import CompressError, InputError, SettingError
-from compress.passes import Context, Prune
+from compress.passes import Context, Prune, build
 from compress.passes.recovery import batch_norms, mean_cosine, reestimate_batch_norm
 
 
@@ -343,6 +343,19 @@ class Mean(nn.Module):
 def test_setting_out_of_range_is_told(settings: dict[str, object], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         Prune(**settings)
+
+
+def test_settings_are_read_as_text_and_as_values() -> None:
+    typed = build(Prune, {"macs_ratio": "0.3", "scope": "global", "keep": "head,xvector.tdnn*", "normalise": "none"})
+    assert typed == Prune(macs_ratio=0.3, scope="global", keep=("head", "xvector.tdnn*"), normalise="none")
+    assert build(Prune, {"keep": ["head"], "params": 5}) == Prune(keep=("head",), params=5)
+    for settings, message in (
+        ({"scope": 3}, r"prune\.scope must be str, got 3"),
+        ({"scope": ["global"]}, r"prune\.scope must be str, got \['global'\]"),
+        ({"params": "many"}, r"prune\.params must be int, got 'many'"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            build(Prune, settings)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress.errors import SettingError
+from compress.models import ARCHITECTURES
 from compress.surgery import (
     ByteCounter,
     MacsCounter,
@@ -21,6 +22,7 @@ from compress.surgery import (
     l1_scores,
     parameters_after,
     remove_channels,
+    trace,
 )
 from compress.surgery.selection import convex_rises, meet, predicted_loss, schedule_of
 
@@ -202,6 +204,30 @@ def test_sensitivity_is_weighed_against_what_is_saved(campplus, scores, macs) ->
     # The 2-D front has few parameters and many multiply-accumulates.
     assert front["parameters"] == []
     assert len(front["multiply-accumulates"]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "campplus"])
+def test_every_registered_network_hits_its_targets_with_the_widths_that_runtimes_want(name: str) -> None:
+    torch.manual_seed(0)
+    model = ARCHITECTURES[name].build().eval()
+    features = torch.zeros(1, 120, 400 if name == "fsmn_vad" else 80)
+    graph = trace(model, features)
+    scores = l1_scores(model, graph)
+    for counter in (
+        ParameterCounter(graph, graph.groups()),
+        ByteCounter(graph, graph.groups()),
+        MacsCounter(model, graph, graph.groups(), features),
+    ):
+        for scope in ("uniform", "global", "sensitivity"):
+            for ratio in (0.2, 0.4, 0.6):
+                selection = choose_channels(
+                    graph, scores, ratio, scope, counter=counter, sensitivity=rising_losses(graph, 0)
+                )
+                assert abs(selection.achieved - ratio) < 0.01
+    pruned = remove_channels(model, graph, selection.channels)
+    assert selection.parameters_after == count_parameters(pruned)
+    assert selection.achieved == pytest.approx(1 - count_macs(pruned, features) / count_macs(model, features))
 
 
 def test_the_polished_target_is_near_even_with_one_step_a_group(full_campplus) -> None:
