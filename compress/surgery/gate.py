@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ def verify_removal(
 
     Raises:
         ModelError: If the networks differ; names the first channel group that is wrong. Or if the features
-            cannot tell a right removal from a wrong one.
+            cannot tell a right removal from a wrong one, or the network does not run in float64.
         SettingError: As ``remove_channels``.
     """
     start = time.perf_counter()
@@ -73,22 +74,28 @@ def verify_removal(
     features = features.double()
     dense = in_float64(dense)
     masked = mask_channels(dense, graph, gone)
-    expected = output(masked, features)
-    error = max(
+    try:
+        expected = output(masked, features)
+    except RuntimeError as error:  # it makes float32 of its input, for instance
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"the removal cannot be checked: {type(dense).__name__} does not run in float64: {reason}"
+        ) from error
+    worst = max(
         difference(pruned_output(pruned, features), expected),
         difference(output(mask_consumers(dense, graph, gone), features), expected),
     )
     # The tensors are compared too: a wrong column can hide behind a channel that is dead on these features.
     culprit = first_wrong_tensor(dense, pruned, graph, gone)
-    if culprit is None and not error <= tolerance:  # not a number is an error too
+    if culprit is None and not worst <= tolerance:  # not a number is an error too
         culprit = first_wrong_group(dense, graph, gone, features, tolerance)
     if culprit is not None:
         raise ModelError(
-            f"{culprit}: removing its channels changes the network's function (relative error {error:.1e}, allowed "
+            f"{culprit}: removing its channels changes the network's function (relative error {worst:.1e}, allowed "
             f"{tolerance:.0e}). Leave this group out and report the network."
         )
     if not gone:
-        return GateReport(error, 0.0, 0.0, time.perf_counter() - start)
+        return GateReport(worst, 0.0, 0.0, time.perf_counter() - start)
     effect = difference(output(dense, features), expected)
     if not effect > tolerance:
         raise ModelError(
@@ -99,7 +106,7 @@ def verify_removal(
         raise ModelError(
             "the removal cannot be checked: on these features, a wrong column makes no difference. Use real speech."
         )
-    return GateReport(error, effect, control, time.perf_counter() - start)
+    return GateReport(worst, effect, control, time.perf_counter() - start)
 
 
 def in_float64(model: nn.Module) -> nn.Module:
@@ -110,16 +117,23 @@ def in_float64(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def output(model: nn.Module, features: Tensor) -> Tensor:
     """All outputs of a float64 network, end to end."""
-    result = model(features)
-    tensors = [result] if isinstance(result, Tensor) else [item for item in result if isinstance(item, Tensor)]
-    return torch.cat([tensor.flatten() for tensor in tensors])
+    return torch.cat([tensor.flatten() for tensor in tensors_in(model(features))])
+
+
+def tensors_in(result: Any) -> Iterator[Tensor]:
+    """The tensors of a network's result: one, or several in tuples, lists and dictionaries."""
+    if isinstance(result, Tensor):
+        yield result
+    elif isinstance(result, Mapping | list | tuple):
+        for item in result.values() if isinstance(result, Mapping) else result:
+            yield from tensors_in(item)
 
 
 def pruned_output(model: nn.Module, features: Tensor) -> Tensor | None:
     """The output of a pruned network; None if it does not even run."""
     try:
         return output(in_float64(model), features)
-    except (RuntimeError, ValueError, IndexError):  # widths that do not fit together
+    except (RuntimeError, ValueError, IndexError, AssertionError):  # widths that do not fit together
         return None
 
 

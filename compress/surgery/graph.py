@@ -20,6 +20,11 @@ from compress.surgery.labels import Axis, Channels, Labels, Value, fixed
 from compress.surgery.rules import RULES, Call, refuse_all
 from compress.surgery.tracing import trace_operators
 
+RESIZABLE = (  # torch's layers whose stored widths can be brought up to date
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear),
+    *(nn.modules.batchnorm._NormBase, nn.PReLU, nn.RNNBase),
+)
+
 Removal: TypeAlias = Mapping[str, Iterable[int]]  # group name -> the channels to remove
 Place: TypeAlias = tuple[str, int]  # a parameter or buffer, and one of its dimensions
 Carrier: TypeAlias = tuple[Place, bool]  # where channels are carried, and whether it is leaky (see Member)
@@ -43,7 +48,8 @@ class Member:
         role: What the dimension is to the channels.
         indices: For each channel of the group, the indices it owns.
         leaky: A consumer that reads something other than zero from a masked channel, because an operator
-            such as the sigmoid lies between; masking must then silence its columns as well.
+            such as the sigmoid lies between; masking must then silence its columns as well. Or a weight of which
+            the same dimension makes and reads the channels, so that silencing one silences the other.
     """
 
     name: str
@@ -185,6 +191,12 @@ def trace(model: nn.Module, example: Tensor) -> ChannelGraph:
     used = {name for node, name in tensor_of.items() if node.users}
     for name in births.keys() - used:
         freeze_all(labels, births[name], "the traced forward pass does not use it")
+    for path, module in model.named_modules():
+        # A network's own module may hold a bare parameter, a gain per channel; torch's layers also store widths.
+        if type(module).__module__.startswith("torch.") and not isinstance(module, RESIZABLE):
+            held = [*module.named_parameters(path, recurse=False), *module.named_buffers(path, recurse=False)]
+            for name, _ in held:
+                freeze_all(labels, births[names[name]], f"{path}: {type(module).__name__} has a fixed width")
     stored = {
         f"{module}.{attribute}".removeprefix("."): (Channels(axis, np.ones(len(axis), dtype=np.bool_)),)
         for (module, attribute), axis in labels.stored.items()
@@ -327,7 +339,8 @@ def group_channels(
     for name, axes in births.items():
         for dim, axis in enumerate(axes):
             for index, label in enumerate(axis.labels.tolist()):
-                carrier = ((name, dim), label in labels.leaky)
+                both = label in labels.produced and label in labels.consumed  # such as W and W.T, tied
+                carrier = ((name, dim), both or label in labels.leaky)
                 owned[labels.find(label)].setdefault(carrier, []).append(index)
                 if label in labels.produced:
                     roles[name, dim] = Role.PRODUCER

@@ -6,6 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from compress.errors import SettingError
 from compress.surgery.graph import ChannelGraph, Removal, Role
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -26,7 +27,8 @@ def remove_channels(model: Network, graph: ChannelGraph, channels: Removal) -> N
         channels: Group name -> channels to remove.
 
     Raises:
-        SettingError: If the channels do not exist, are frozen, or none of a group would be left.
+        SettingError: If the channels do not exist, are frozen, or none of a group would be left; or if an LSTM would
+            get as many units as projections.
     """
     model = copy.deepcopy(model)
     narrowed: dict[str, Tensor] = {}
@@ -72,7 +74,11 @@ def replace_tensor(model: nn.Module, names: list[str], tensor: Tensor) -> None:
 
 
 def update_widths(module: nn.Module) -> None:
-    """Make a layer's stored widths agree with its tensors."""
+    """Make a layer's stored widths agree with its tensors.
+
+    Raises:
+        SettingError: If torch has no such layer.
+    """
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         if module.groups > 1 and module.in_channels == module.groups:  # depthwise: filters of its own for each channel
             module.groups = module.weight.shape[0] * module.groups // module.out_channels
@@ -86,6 +92,11 @@ def update_widths(module: nn.Module) -> None:
         rows, module.input_size = module.get_parameter("weight_ih_l0").shape
         module.hidden_size = rows // GATES[module.mode]
         module.proj_size = module.get_parameter("weight_hh_l0").shape[1] if module.proj_size else 0
+        if module.proj_size == module.hidden_size:
+            raise SettingError(
+                f"an LSTM would have {module.hidden_size} units and as many projections, which torch takes for an LSTM"
+                " without projection. Remove one channel more or less."
+            )
         module.flatten_parameters()
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.shape[0]
@@ -114,7 +125,7 @@ def mask_channels(model: Network, graph: ChannelGraph, channels: Removal) -> Net
 def mask_consumers(model: Network, graph: ChannelGraph, channels: Removal) -> Network:
     """Return a copy of the same shapes in which nothing reads these channels: only weight columns are zeroed.
 
-    A second reference that shares no tensor with ``mask_channels`` (but for leaky columns).
+    A second reference that shares no tensor with ``mask_channels`` (but for leaky ones).
 
     Raises:
         SettingError: As ``remove_channels``.
@@ -122,7 +133,7 @@ def mask_consumers(model: Network, graph: ChannelGraph, channels: Removal) -> Ne
     model = copy.deepcopy(model)
     for group, gone in graph.chosen(channels):
         for member in group.members:
-            if member.role is Role.CONSUMER:
+            if (member.role is Role.CONSUMER or member.leaky) and member.name not in graph.stored_widths:
                 zero_indices(model, member.name, member.dim, [i for c in gone for i in member.indices[c]])
     return model
 

@@ -7,15 +7,10 @@ from typing import TypeVar
 from torch import nn
 
 from compress.errors import ModelError
-from compress.surgery.graph import tensor_names
+from compress.surgery.graph import RESIZABLE, tensor_names
 from compress.surgery.removal import GATES, get_tensor, replace_tensor, update_widths
 
 Network = TypeVar("Network", bound=nn.Module)
-
-RESIZABLE = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear),
-    *(nn.modules.batchnorm._NormBase, nn.PReLU, nn.RNNBase),
-)
 
 
 def resize_to(

@@ -41,6 +41,11 @@ class Call:
     attributes: Mapping[str, Any]
 
     @property
+    def place(self) -> str:
+        """Where the call was made, for the user to read."""
+        return self.where or "the network"
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the first result."""
         return self.shapes[0]
@@ -61,7 +66,7 @@ class Call:
 
     def refuse(self, axes: Iterable[Axis], why: str) -> None:
         """Freeze these axes, and record why if that froze a channel."""
-        reason = f"{self.where or 'the network'}: {self.op} {why}"
+        reason = f"{self.place}: {self.op} {why}"
         for axis in axes:
             if axis is not None:
                 self.labels.freeze(axis, reason)
@@ -98,20 +103,22 @@ def couple(call: Call, axes: Sequence[Axis]) -> list[Channels]:
         call.refuse(live, "joins it with a tensor of fixed width")
         return []
     for other in live[1:]:
-        call.labels.unite(live[0].labels, other.labels, f"{call.where}: {call.op} joins it with a fixed width")
+        call.labels.unite(live[0].labels, other.labels, f"{call.place}: {call.op} joins it with a fixed width")
     return live
 
 
 def contract(call: Call, read: Axis, columns: Axis) -> None:
     """A weighted sum: the columns of a weight read the channels of an activation."""
     if read is None:  # the network's input, or what is left of frozen channels
-        call.labels.freeze(columns, f"{call.where} reads a tensor of fixed width")
+        call.labels.freeze(columns, f"{call.place} reads a tensor of fixed width")
         return
     live = couple(call, [read, columns])
     if live:
         labels = live[1].labels.tolist()
         call.labels.consumed.update(labels)
         call.labels.leaky.update(label for label, zero in zip(labels, read.zero, strict=True) if not zero)
+        if not live[1].zero.all():
+            call.refuse(live, "reads it with a weight whose columns cannot be masked")
 
 
 def produce(call: Call, rows: Axis, bias: Value | None) -> Axis:
@@ -150,7 +157,8 @@ def convolution(call: Call) -> Value:
         call.labels.freeze(weight.axes[1], "it is the single input of a depthwise filter")
         read = x.axes[at] and x.axes[at].take(np.repeat(np.arange(groups), weight.shape[0] // groups))
         live = couple(call, [read, weight.axes[0]] + ([] if bias is None else [bias.axes[0]]))
-        made = live[0].with_zero(True if bias is None else live[2].zero) if live else None
+        kept = either_zero(live[:2]) if live else False
+        made = live[0].with_zero(kept if bias is None else kept & live[2].zero) if live else None
     else:
         # Every group loses the same of its channels, so that the groups stay of one size.
         read = unite_blocks(call, x.axes[at], groups)
@@ -166,7 +174,7 @@ def unite_blocks(call: Call, axis: Axis, count: int) -> Axis:
         return None
     blocks = axis.labels.reshape(count, -1)
     for block in blocks[1:]:
-        call.labels.unite(blocks[0], block, f"{call.where}: {call.op} joins it with a fixed width")
+        call.labels.unite(blocks[0], block, f"{call.place}: {call.op} joins it with a fixed width")
     return Channels(blocks[0], np.all(axis.zero.reshape(count, -1), axis=0))
 
 
@@ -196,17 +204,20 @@ def matmul(call: Call) -> Value:
 
 
 def batch_norm(call: Call) -> Value:
-    """batch_norm: scale and offset per channel, on axis 1."""
+    """batch_norm, instance_norm: scale and offset per channel, on axis 1."""
     x = call.arguments["input"]
-    vectors = [call.arguments[name] for name in ("weight", "bias", "running_mean", "running_var")]
-    live = couple(call, [x.axes[1], *(vector.axes[0] for vector in vectors if vector is not None)])
-    axes = list(x.axes)
+    given = {name: v for name in ("weight", "bias", "running_mean", "running_var") if (v := call.arguments[name])}
+    live = couple(call, [x.axes[1], *(vector.axes[0] for vector in given.values())])
+    axes = [bystander(axis, x) for axis in x.axes]
+    axes[1] = None
     if live:
-        affine = vectors[0] is not None and vectors[1] is not None  # masked: scale and offset are both zero
-        axes[1] = live[0].with_zero(True if affine else live[0].zero)
-    else:
-        axes[1] = None
-    return call.result(axis if i == 1 else bystander(axis, x) for i, axis in enumerate(axes))
+        zero: dict[str, Any] = {"weight": False, "bias": True, "running_mean": True}  # where there is none
+        zero.update({name: vector.zero for name, vector in zip(given, live[1:], strict=True)})
+        axes[1] = live[0].with_zero((live[0].zero & zero["running_mean"] | zero["weight"]) & zero["bias"])
+    if call.arguments.get("use_input_stats", call.arguments.get("training")):
+        call.refuse([axis for i, axis in enumerate(axes) if i != 1], "normalises over the channels")
+        axes = [axis if i == 1 else None for i, axis in enumerate(axes)]
+    return call.result(axes)
 
 
 def layer_norm(call: Call) -> Value:
@@ -269,7 +280,7 @@ def recurrent_cell(call: Call, read: Axis, weights: Sequence[Value], further: Se
     units: IntArray = rows[0][0]
     for gate in np.concatenate(rows):
         labels.produced.update(gate.tolist())
-        labels.unite(units, gate, f"{call.where}: {call.op} joins it with a fixed width")
+        labels.unite(units, gate, f"{call.place}: {call.op} joins it with a fixed width")
     labels.bundles[f"{call.where}.hidden_size"].append(units)
     contract(call, read, from_input.axes[1])
     if projection is None:
@@ -322,7 +333,7 @@ def broadcast(call: Call, values: Sequence[Value], axis: int, shape: Sequence[in
             continue
         absent += 1
         if i >= 0:
-            call.labels.freeze(value.axes[i], f"{call.where}: {call.op} repeats its one channel")
+            call.labels.freeze(value.axes[i], f"{call.place}: {call.op} repeats its one channel")
     live = couple(call, parts)
     return live[0].with_zero(zero([*live, *[None] * absent])) if live else None
 
@@ -332,8 +343,7 @@ def elementwise(zero: ZeroRule, scalars_matter: bool = True) -> OneResult:
 
     def rule(call: Call) -> Value:
         values = call.operands
-        numbers = [a for a in call.arguments.values() if isinstance(a, int | float)] if scalars_matter else []
-        if len(values) == 1 and numbers:
+        if scalars_matter and any(isinstance(call.arguments.get(name), int | float) for name in ("self", "other")):
             values = [*values, fixed(())]
         return call.result(broadcast(call, values, i, call.shape, zero) for i in range(len(call.shape)))
 
@@ -348,6 +358,13 @@ def unary(zero: bool) -> OneResult:
         return call.result(axis if axis is None or zero else axis.with_zero(False) for axis in x.axes)
 
     return rule
+
+
+def clamp(call: Call) -> Value:
+    """clamp, hardtanh: zero stays zero if it lies between the bounds, each a number, a tensor or none."""
+    low, high = (call.arguments.get(name, call.arguments.get(f"{name}_val")) for name in ("min", "max"))
+    outside = (isinstance(low, int | float) and low > 0) or (isinstance(high, int | float) and high < 0)
+    return elementwise(never_zero if outside else all_zero, scalars_matter=False)(call)
 
 
 def never_of_zero(call: Call) -> Value:
@@ -382,7 +399,7 @@ def divide(call: Call) -> Value:
 def prelu(call: Call) -> Value:
     """prelu: one slope for all, or one per channel on axis 1."""
     x, slope = call.arguments["self"], call.arguments["weight"]
-    if prod(slope.shape) == 1 and x.shape[1] != 1:
+    if prod(slope.shape) == 1 and x.shape[1:2] != (1,):
         call.refuse(slope.axes, "has one slope for all channels")
         return call.result(x.axes)
     live = couple(call, [x.axes[1], slope.axes[0]])
@@ -441,7 +458,7 @@ def pad(call: Call) -> Value:
 
 def concatenate(call: Call) -> Value:
     """cat: end to end along one axis, index by index along the others."""
-    values: list[Value] = list(call.arguments["tensors"])
+    values: list[Value] = [value for value in call.arguments["tensors"] if value.shape != (0,)]  # torch skips these
     along = position(call.arguments["dim"], len(call.shape))
     axes: list[Axis] = []
     for d in range(len(call.shape)):
@@ -556,7 +573,7 @@ def transpose(call: Call) -> Value:
 
 
 def expand(call: Call) -> Value:
-    """expand, expand_as: axes of size one are repeated."""
+    """expand: axes of size one are repeated."""
     return call.result(broadcast(call, [call.operands[0]], i, call.shape, all_zero) for i in range(len(call.shape)))
 
 
@@ -576,7 +593,7 @@ def reshape(call: Call) -> Value:
     # An axis of one channel has no place in a block: nothing tells where it went.
     for axis, size in zip(x.axes, x.shape, strict=True):
         if size == 1:
-            call.labels.freeze(axis, f"{call.where}: {call.op} moves its one channel")
+            call.labels.freeze(axis, f"{call.place}: {call.op} moves its one channel")
     return call.result(axes)
 
 
@@ -629,12 +646,13 @@ def table(rule: Rule, *names: str) -> dict[str, Rule]:
 
 
 ELEMENT_BY_ELEMENT: dict[str, Rule] = {
-    **table(elementwise(all_zero), "add", "sub", "rsub", "where", "maximum", "minimum"),
+    **table(elementwise(all_zero), "add", "sub", "rsub", "where", "maximum", "minimum", "expand_as"),
     **table(elementwise(either_zero, scalars_matter=False), "mul"),
     **table(elementwise(never_zero), "eq", "ne", "gt", "ge", "lt", "le", "masked_fill", "logical_and", "logical_or"),
     **table(divide, "div"),
     **table(power, "pow"),
     **table(prelu, "prelu"),
+    **table(clamp, "clamp", "clamp_min", "clamp_max", "hardtanh"),
     **table(
         unary(True),
         *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "hardswish"),
@@ -643,7 +661,7 @@ ELEMENT_BY_ELEMENT: dict[str, Rule] = {
     ),
     **table(
         unary(False),
-        *("sigmoid", "hardsigmoid", "softplus", "exp", "cos", "clamp", "clamp_min", "clamp_max", "hardtanh"),
+        *("sigmoid", "hardsigmoid", "softplus", "exp", "cos"),
         *("logical_not", "ones_like", "full_like", "log_sigmoid"),
     ),
     **table(never_of_zero, "log", "log10", "log2", "rsqrt", "reciprocal"),
@@ -674,7 +692,7 @@ RULES: dict[str, Rule] = {
     **table(select, "select"),
     **table(permute, "permute"),
     **table(transpose, "transpose", "t"),
-    **table(expand, "expand", "expand_as"),
+    **table(expand, "expand"),
     **table(reshape, "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as"),
     **table(nothing, "_assert_tensor_metadata", "new_zeros", "new_ones", "new_full", "new_empty"),
 }

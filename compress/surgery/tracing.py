@@ -46,9 +46,12 @@ def trace_operators(model: nn.Module, example: Tensor) -> Traced:
     """Trace a network in eval mode; it is left as it is.
 
     Raises:
-        ModelError: If it cannot be traced; names the line of the network's code.
+        ModelError: If it cannot be copied or traced; names the line of the network's code.
     """
-    model = copy.deepcopy(model).eval()
+    try:
+        model = copy.deepcopy(model).eval()
+    except RuntimeError as error:  # torch.nn.utils.weight_norm keeps a tensor that torch does not copy
+        raise ModelError(f"{type(model).__name__} cannot be copied: {str(error).splitlines()[0]}") from error
     with quiet():
         try:
             return exported(model, example)

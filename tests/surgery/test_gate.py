@@ -2,13 +2,15 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress.errors import ModelError
-from compress.surgery import ChannelGraph, choose_channels, l1_scores, remove_channels, verify_removal
+from compress.surgery import ChannelGraph, choose_channels, l1_scores, remove_channels, trace, verify_removal
+from compress.surgery.gate import output
 
 
 def with_wrong_column(graph: ChannelGraph, group_name: str, tensor: str) -> ChannelGraph:
@@ -98,6 +100,34 @@ def test_features_that_prove_nothing_are_refused(zoo) -> None:
     pruned = remove_channels(dead, network.graph, {"body.0": (0,)})
     with pytest.raises(ModelError, match="the channels to remove have no effect on these features"):
         verify_removal(dead, pruned, network.graph, {"body.0": (0,)}, torch.randn(2, 30, 8))
+
+
+class Several(nn.Module):
+    """Results in a dictionary, nested, beside None."""
+
+    def __init__(self, float32: bool = False) -> None:
+        super().__init__()
+        self.first, self.last, self.float32 = nn.Linear(8, 6), nn.Linear(6, 3), float32
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        y = self.last(torch.relu(self.first(x.float() if self.float32 else x)))
+        return {"frames": (y, None), "embedding": [y.mean(1)]}
+
+
+def test_every_tensor_of_a_nested_result_is_compared() -> None:
+    model, features = Several(), torch.randn(2, 5, 8)
+    graph = trace(model, features)
+    report = verify_removal(model, remove_channels(model, graph, {"first": [0]}), graph, {"first": [0]}, features)
+    assert report.effect > 1e-6
+    assert len(output(model, features)) == 2 * 5 * 3 + 2 * 3
+
+
+def test_a_network_that_needs_float32_is_refused() -> None:
+    model, features = Several(float32=True), torch.randn(2, 5, 8)
+    graph = trace(model, features)
+    pruned = remove_channels(model, graph, {"first": [0]})
+    with pytest.raises(ModelError, match="cannot be checked: Several does not run in float64"):
+        verify_removal(model, pruned, graph, {"first": [0]}, features)
 
 
 def test_the_networks_are_left_as_they_are(zoo) -> None:

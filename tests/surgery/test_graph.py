@@ -1,6 +1,7 @@
 """Tracing: which channels are coupled, which are frozen, and why."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import ModelError, SettingError
-from compress.surgery import Role, count_parameters, parameters_after, remove_channels, trace
+from compress.surgery import Role, count_parameters, parameters_after, remove_channels, trace, verify_removal
 
 
 def test_campplus_freezes_nothing_but_the_embedding(campplus) -> None:
@@ -209,6 +210,8 @@ class Normalised(nn.Module):
         (Log(), "odd: log of a removed channel is infinite"),
         (Normalised(), "odd: sum sums over the channels"),
         (nn.Softmax(-1), "odd: softmax normalises over the channels"),
+        (nn.InstanceNorm1d(5), "odd: instance_norm normalises over the channels"),
+        (nn.BatchNorm1d(5, track_running_stats=False), "odd: batch_norm normalises over the channels"),
         (nn.Unflatten(-1, (4, 4)), None),
     ],
 )
@@ -229,6 +232,78 @@ def test_a_fixed_tensor_added_to_channels_freezes_them() -> None:
 
     graph = trace(WithOddOp(Positions()), torch.randn(2, 5, 8))
     assert "odd: add joins it with a tensor of fixed width" in graph.refusals
+
+
+class Held(nn.Module):
+    """A function of the module and of its input."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor], **held: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        self.function = function
+        for name, thing in held.items():
+            setattr(self, name, thing)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def gain(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.rand(shape) + 0.2)
+
+
+EXACT: dict[str, Callable[[], nn.Module]] = {
+    "bounds per channel": lambda: Held(lambda m, x: torch.clamp(x, min=m.low), low=gain(16)),
+    "bounds around zero": lambda: nn.Hardtanh(0, 0.5),
+    "bounds above zero": lambda: nn.Hardtanh(0.1, 0.5),
+    "one value for every channel": lambda: Held(lambda m, x: m.one(x).expand_as(x), one=nn.Linear(16, 1)),
+    "two layers of one weight": lambda: Held(
+        lambda m, x: nn.functional.linear(torch.relu(nn.functional.linear(x, m.w)), m.w.t()), w=gain(6, 16)
+    ),
+    "offset above zero": lambda: Held(
+        lambda m, x: nn.functional.instance_norm(x.transpose(1, 2), None, None, m.scale, m.offset.exp()).transpose(
+            1, 2
+        ),
+        scale=gain(16),
+        offset=gain(16),
+    ),
+    "joined with nothing": lambda: Held(lambda m, x: torch.cat([torch.zeros(0), x], -1)),
+    "bare gain with a slope": lambda: Held(
+        lambda m, x: x * nn.functional.prelu(m.gain, m.slope), gain=gain(16), slope=gain(1)
+    ),
+}
+
+
+@pytest.mark.parametrize("op", EXACT)
+def test_an_unusual_operator_is_pruned_exactly(op: str) -> None:
+    torch.manual_seed(0)
+    model = WithOddOp(EXACT[op]()).eval()
+    graph = trace(model, torch.randn(2, 5, 8))
+    assert "entering" in {group.name for group in graph.groups()}
+    channels = {group.name: range(group.width // 2) for group in graph.groups() if group.width > 1}
+    verify_removal(model, remove_channels(model, graph, channels), graph, channels, torch.randn(2, 5, 8))
+
+
+def test_a_bound_above_zero_makes_its_readers_leaky() -> None:
+    leaky = {}
+    for low in (0.0, 0.1):
+        graph = trace(WithOddOp(nn.Hardtanh(low, 20)), torch.randn(2, 5, 8))
+        group = next(group for group in graph.groups() if group.name == "entering")
+        leaky[low] = any(member.leaky for member in group.members)
+    assert leaky == {0.0: False, 0.1: True}
+
+
+def test_a_layer_whose_width_cannot_be_changed_is_frozen() -> None:
+    attention = nn.MultiheadAttention(16, 2, batch_first=True)
+    op = Held(lambda m, x: m.attention(x, x, x)[0], attention=attention)
+    graph = trace(WithOddOp(op).eval(), torch.randn(2, 5, 8))
+    reasons = {group.name: group.frozen for group in graph.frozen_groups()}
+    assert reasons["entering"] == "odd.attention: MultiheadAttention has a fixed width"
+
+
+def test_a_network_that_cannot_be_copied_is_named() -> None:
+    model = WithOddOp(nn.utils.weight_norm(nn.Linear(16, 16)))  # type: ignore[no-untyped-call]
+    with pytest.raises(ModelError, match="WithOddOp cannot be copied: Only Tensors created explicitly"):
+        trace(model, torch.randn(2, 5, 8))
 
 
 def test_a_parameter_that_is_never_used_is_frozen() -> None:

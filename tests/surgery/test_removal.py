@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from compress.errors import SettingError
 from compress.surgery import (
     ChannelGraph,
     choose_channels,
@@ -167,6 +168,14 @@ def test_two_thousand_random_networks_are_pruned_exactly(draw_channels, steps, s
 def test_removing_nothing_is_bit_identical(campplus) -> None:
     features = torch.randn(2, 100, 80)
     assert torch.equal(remove_channels(campplus.model, campplus.graph, {})(features), campplus.model(features))
+
+
+def test_an_lstm_of_as_many_units_as_projections_is_refused(zoo) -> None:
+    network = zoo["lstm with projection"]
+    units = [g.name for g in network.graph.groups() if g.bundle == "body.recurrent.hidden_size"]
+    with pytest.raises(SettingError, match="8 units and as many projections"):
+        remove_channels(network.model, network.graph, dict.fromkeys(units, range(8)))
+    remove_channels(network.model, network.graph, dict.fromkeys(units, range(9)))(torch.randn(2, 30, 8))
 
 
 @torch.no_grad()
