@@ -1,16 +1,18 @@
 """Structured pruning: whole channels are removed, exactly, and the network recovers on unlabeled audio."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias, final, get_args
 
 import torch
+from torch import nn
 
 from compress.artifact import MACS_SECONDS, Artifact, Format
 from compress.errors import SettingError
 from compress.passes.base import Array, Context, Pass, Preview, spread
-from compress.passes.planning import Planner, noise
+from compress.passes.planning import Plan, Planner, noise
 from compress.passes.recovery import batch_norms, mean_cosine, reconstruct_consumers, reestimate_batch_norm
 from compress.surgery import Normalise, Scope, remove_channels, verify_removal, widths_stored_in
 
@@ -143,17 +145,27 @@ class Prune(Pass):
             f" ({gate.seconds:.1f} s; a wrong column would show as {gate.control_error:.0e})",
         ]
         if plan.channels and self.bn_utterances:
-            before = mean_cosine(dense, pruned, probes)
-            if batch_norms(pruned):
-                context.say(f"re-estimating batch norm on {len(utterances)} utterances")
-                reestimate_batch_norm(pruned, utterances)
-                done = "batch norm re-estimated"
-            else:
-                context.say(f"fitting the weights that lost inputs on {len(utterances)} utterances")
-                fitted = reconstruct_consumers(dense, pruned, plan.graph, plan.channels, utterances)
-                done = f"{len(fitted)} weights that lost inputs fitted by least squares"
-            after = mean_cosine(dense, pruned, probes)
-            notes.append(
-                f"{done} on {len(utterances)} utterances: cosine to the dense embedding {before:.3f} to {after:.3f}"
-            )
+            context.say(f"recovering on {len(utterances)} utterances")
+            pruned, note = recover(dense, pruned, plan, utterances, probes)
+            notes.append(note)
         return artifact.with_model(pruned, self.step(*notes), widths_stored_in(pruned, plan.graph))
+
+
+def recover(
+    dense: nn.Module, pruned: nn.Module, plan: Plan, utterances: list[Array], probes: list[Array]
+) -> tuple[nn.Module, str]:
+    """Re-estimate batch norm, or without any, fit the weights that lost inputs; kept if embeddings come nearer.
+
+    Returns:
+        The better network, and what was done with the mean cosine to the dense embedding before and after.
+    """
+    recovered = copy.deepcopy(pruned)
+    if batch_norms(pruned):
+        reestimate_batch_norm(recovered, utterances)
+        done = "batch norm re-estimated"
+    else:
+        fitted = reconstruct_consumers(dense, recovered, plan.graph, plan.channels, utterances)
+        done = f"{len(fitted)} weights that lost inputs fitted by least squares"
+    before, after = mean_cosine(dense, pruned, probes), mean_cosine(dense, recovered, probes)
+    note = f"{done} on {len(utterances)} utterances: cosine to the dense embedding {before:.3f} to {after:.3f}"
+    return (recovered, note) if after >= before else (pruned, f"{note}, so it was left as it was")

@@ -429,3 +429,13 @@ def test_a_network_without_batch_norm_has_its_weights_fitted(tiny_context: Conte
     features = torch.randn(1, 50, 16)
     with torch.no_grad():
         assert torch.equal(loaded.module(features), result.module(features))
+
+
+def test_recovery_that_leads_away_is_not_kept(tiny: Artifact, noise) -> None:
+    other = [3 * features + 2 for features in noise(20, 16)]  # of other statistics than those of the network
+    context = Context(calibration=[lambda features=features: features for features in other])
+    result = Prune(ratio=0.01, round_to=1, bn_utterances=20).run(tiny, context)
+    as_it_was = Prune(ratio=0.01, round_to=1, bn_utterances=0).run(tiny, context)
+    note = result.history[-1].notes[-1]
+    assert re.fullmatch(r"batch norm re-estimated on 20 utterances: cosine .* so it was left as it was", note), note
+    assert result.sha256 == as_it_was.sha256
