@@ -41,9 +41,15 @@ def permitted_widths(
     """
     wanted = max(multiple_for(graph, group) for group in groups)
     quantum = wanted if round_to is None else round_to
-    floor = max(wanted if min_width is None else min_width, quantum)
+    floor = max(wanted if min_width is None else min_width, quantum, *(least_width(graph, group) for group in groups))
     width = groups[0].width
     return [width, *(narrow for narrow in range((width - 1) // quantum * quantum, 0, -quantum) if narrow >= floor)]
+
+
+def least_width(graph: ChannelGraph, group: ChannelGroup) -> int:
+    """What torch asks of a group: an LSTM with projection must have more units than projections."""
+    projections = [graph.shapes[m.name][0] for m in group.members if ".weight_hr_l" in m.name and m.dim == 1]
+    return max(projections, default=0) + 1
 
 
 def layer_of(tensor: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compress.models.campplus import CAMPPlus
 from compress.surgery import ChannelGraph, trace
+from compress.surgery.widths import least_width
 
 MEL_BINS = 8
 
@@ -302,7 +303,8 @@ def draw_channels() -> DrawChannels:
         counts: dict[str, int] = {}
         drawn = {}
         for group in graph.groups():
-            count = counts.get(group.bundle or "", data.draw(st.integers(0, group.width - 1)))
+            most = group.width - least_width(graph, group)
+            count = counts.get(group.bundle or "", data.draw(st.integers(0, most)))
             if group.bundle:
                 counts[group.bundle] = count
             drawn[group.name] = data.draw(st.sets(st.integers(0, group.width - 1), min_size=count, max_size=count))

@@ -3,7 +3,7 @@
 import pytest
 
 from compress.errors import SettingError
-from compress.surgery.widths import kept_groups, multiple_for, permitted_widths
+from compress.surgery.widths import kept_groups, least_width, multiple_for, permitted_widths
 
 
 def group_named(graph, name: str):
@@ -63,3 +63,10 @@ def test_a_shared_tensor_is_kept_under_any_of_its_names(zoo) -> None:
 def test_a_pattern_that_matches_nothing_is_refused(campplus, pattern: str, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         kept_groups(campplus.graph, ["head", pattern])
+
+
+def test_an_lstm_keeps_more_units_than_projections(zoo) -> None:
+    graph = zoo["lstm with projection"].graph
+    units = [group for group in graph.groups() if group.bundle == "body.recurrent.hidden_size"]
+    assert [least_width(graph, group) for group in units] == [9, 9]
+    assert permitted_widths(graph, units, 1, 1) == list(range(16, 8, -1))
