@@ -16,7 +16,7 @@ import click
 from results import write_section
 
 from compress import machine
-from compress.artifact import Artifact
+from compress.artifact import Artifact, versions
 from compress.cli.display import Bars
 from compress.data import DataFolder, read_scp
 from compress.evaluation.speakers import Verification, measure
@@ -26,6 +26,7 @@ from compress.units import format_interval, format_percent
 
 BENCH_DATA = Path(os.environ.get("COMPRESS_BENCH_DATA", Path(__file__).parent.parent / ".." / "shared" / "data"))
 TRIALS = "trials_hard"
+KEPT = "Recovery is kept only where it raises the cosine on calibration audio: equal rows mean that it was not."
 
 
 @click.command()
@@ -67,11 +68,16 @@ def main(scopes: str, ratios: str) -> None:
                         f" {100 * found.eer_rise:+.2f} ({low:+.2f} to {high:+.2f}) | {found.cosine_mean:.3f} |"
                     )
                     bars.say(lines[-1])
-    versions = ", ".join(f"{name} {number}" for name, number in machine.describe()["versions"].items())
-    about = f"`{TRIALS}`, {len(data.trials.labels):,} trials of 50 speakers that were not trained on. {versions}."
+    about = about_run(len(data.trials.labels))
     text = "\n".join(["## EER against the fraction of parameters removed\n", *lines, "", about])
     write_section("pruning", text)
     click.echo(text)
+
+
+def about_run(trials: int) -> str:
+    """What was measured, with what."""
+    tested = ", ".join(f"{name} {number}" for name, number in versions().items())
+    return f"`{TRIALS}`, {trials:,} trials of 50 speakers that were not trained on. {tested}. {KEPT}"
 
 
 def calibration_context(train: Path, artifact: Artifact, bars: Bars) -> Context:
