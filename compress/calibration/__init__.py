@@ -1,0 +1,5 @@
+"""What values the tensors of a network take on audio, and the range that 8 bits should cover."""
+
+from compress.calibration.collect import Method, Range, Ranges, collect_ranges
+
+__all__ = ["Method", "Range", "Ranges", "collect_ranges"]
