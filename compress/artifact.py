@@ -54,6 +54,7 @@ class FrontEnd:
     frame_shift_ms: float = features.FRAME_SHIFT_MS
     window: str = "povey"
     cmn: bool = True
+    in_graph: bool = False  # the network's file computes the features itself and takes the waveform
 
     def __post_init__(self) -> None:
         if not 4000 <= self.sample_rate <= 192000:
@@ -63,13 +64,37 @@ class FrontEnd:
             raise InputError(f"front end: only 25/10 ms Povey windows are supported, got {fixed}.")
 
     def __call__(self, waveform: Array) -> Array:
+        """What the network takes of a waveform (samples,) at ``sample_rate``: its features, or the waveform itself."""
+        return waveform if self.in_graph else self.features(waveform)
+
+    def features(self, waveform: Array) -> Array:
         """(samples,) at ``sample_rate`` -> (frames, num_mel_bins)."""
         compute = features.fbank_cmn if self.cmn else features.fbank
         return compute(waveform, self.sample_rate, self.num_mel_bins)
 
+    def num_frames(self, num_samples: int) -> int:
+        """Frames of a waveform at ``sample_rate``.
+
+        Raises:
+            InputError: If it is shorter than one.
+        """
+        return features.num_frames(num_samples, self.sample_rate)
+
     def frames_of(self, duration_s: float) -> int:
         """Frames of an utterance of ``duration_s`` seconds."""
-        return features.num_frames(int(duration_s * self.sample_rate), self.sample_rate)
+        return self.num_frames(int(duration_s * self.sample_rate))
+
+    @property
+    def input_name(self) -> str:
+        """What the network takes: ``features`` or ``waveform``."""
+        return "waveform" if self.in_graph else "features"
+
+    def input_shape(self, batch: int, frames: int) -> tuple[int, ...]:
+        """Shape of what the network takes: (batch, frames, num_mel_bins), or (batch, samples) of so many frames."""
+        if not self.in_graph:
+            return batch, frames, self.num_mel_bins
+        window, shift = features.window_and_shift(self.sample_rate)
+        return batch, window + (frames - 1) * shift
 
 
 @dataclass(frozen=True)
@@ -113,7 +138,8 @@ class Artifact:
         arch: Name of the network, or None for a foreign module.
         arguments: What ``arch`` is built from.
         stored_widths: Attributes in which the network keeps numbers of channels, by dotted path, as pruned.
-        golden: ``features_<i>`` (1, frames, num_mel_bins) and ``embedding_<i>`` (1, embedding_size).
+        golden: ``features_<i>`` (1, frames, num_mel_bins), or ``waveform_<i>`` (1, samples) where the front end is in
+            the graph, and ``embedding_<i>`` (1, embedding_size).
     """
 
     format: Format

@@ -36,7 +36,7 @@ def num_frames(num_samples: int, sample_rate: int = SAMPLE_RATE) -> int:
 
     Source: Kaldi, feat/feature-window.cc, ``NumFrames`` with ``snip_edges=true``.
     """
-    window, shift = _window_and_shift(sample_rate)
+    window, shift = window_and_shift(sample_rate)
     if num_samples < window:
         raise InputError(f"waveform has {num_samples} samples; one Fbank frame needs {window}.")
     return 1 + (num_samples - window) // shift
@@ -60,7 +60,7 @@ def fbank(waveform: Array, sample_rate: int = SAMPLE_RATE, num_mel_bins: int = N
     DC removal per frame, power spectrum, no energy.
     """
     frames = num_frames(len(waveform), sample_rate)
-    window, shift = _window_and_shift(sample_rate)
+    window, shift = window_and_shift(sample_rate)
     samples = np.ascontiguousarray(waveform, dtype=np.float32)
     emphasized = _preemphasize(samples)
     framed = sliding_window_view(samples, window)[::shift]
@@ -70,16 +70,16 @@ def fbank(waveform: Array, sample_rate: int = SAMPLE_RATE, num_mel_bins: int = N
     first = framed[:, :1] * np.float32(1.0 - PREEMPHASIS)  # each frame's first sample is its own predecessor
 
     energies = np.empty((frames, num_mel_bins), dtype=np.float32)
-    padded = np.zeros((min(frames, BLOCK_FRAMES), _fft_size(window)), dtype=np.float32)
+    padded = np.zeros((min(frames, BLOCK_FRAMES), fft_size(window)), dtype=np.float32)
     for start in range(0, frames, BLOCK_FRAMES):
         block = slice(start, min(start + BLOCK_FRAMES, frames))
         count = block.stop - start
         windowed = padded[:count, :window]
         np.subtract(framed_emphasized[block], offset[block], out=windowed)
         np.subtract(first[block], offset[block], out=windowed[:, :1])
-        windowed *= _povey_window(window)
+        windowed *= povey_window(window)
         power = _power_spectrum(padded[:count])
-        np.matmul(power, _mel_matrix(sample_rate, num_mel_bins), out=energies[block])
+        np.matmul(power, mel_matrix(sample_rate, num_mel_bins), out=energies[block])
     np.maximum(energies, LOG_FLOOR, out=energies)
     result: Array = np.log(energies, out=energies)
     return result
@@ -97,7 +97,12 @@ def fbank_cmn(waveform: Array, sample_rate: int = SAMPLE_RATE, num_mel_bins: int
     return mean_normalize(fbank(waveform, sample_rate, num_mel_bins))
 
 
-def _window_and_shift(sample_rate: int) -> tuple[int, int]:
+def window_and_shift(sample_rate: int) -> tuple[int, int]:
+    """Length of a frame and the way to the next, in samples.
+
+    Raises:
+        InputError: If the rate is under 100 Hz.
+    """
     if sample_rate < 1000 / FRAME_SHIFT_MS:
         raise InputError(f"sample rate {sample_rate} Hz has no sample in a frame shift of {FRAME_SHIFT_MS:g} ms.")
     return int(sample_rate * FRAME_LENGTH_MS / 1000), int(sample_rate * FRAME_SHIFT_MS / 1000)
@@ -113,28 +118,29 @@ def _preemphasize(samples: Array) -> Array:
 
 
 def _power_spectrum(frames: Array) -> Array:
-    """Square magnitudes of the real FFT: (frames, fft_size) -> (frames, fft_size / 2 + 1)."""
+    """Square magnitudes of the real FFT: (frames, size) -> (frames, size / 2 + 1)."""
     parts = scipy.fft.rfft(frames, axis=1).view(np.float32)  # real and imaginary parts in turn
     np.square(parts, out=parts)
     power: Array = parts[:, 0::2] + parts[:, 1::2]
     return power
 
 
-def _fft_size(window: int) -> int:
+def fft_size(window: int) -> int:
+    """The power of two to which a window is padded with zeros."""
     return 1 << (window - 1).bit_length()
 
 
 @lru_cache(maxsize=8)
-def _povey_window(length: int) -> Array:
+def povey_window(length: int) -> Array:
     """Hann window raised to 0.85, (length,)."""
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / (length - 1))
     return (hann**0.85).astype(np.float32)
 
 
 @lru_cache(maxsize=8)
-def _mel_matrix(sample_rate: int, num_mel_bins: int) -> Array:
-    """Triangular filters on the mel scale, (fft_size / 2 + 1, num_mel_bins); the Nyquist bin has no weight."""
-    fft_size = _fft_size(_window_and_shift(sample_rate)[0])
+def mel_matrix(sample_rate: int, num_mel_bins: int) -> Array:
+    """Triangular filters on the mel scale, (bins of the FFT, num_mel_bins); the Nyquist bin has no weight."""
+    size = fft_size(window_and_shift(sample_rate)[0])
 
     def mel(hertz: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(1127.0 * np.log1p(hertz / 700.0))
@@ -142,7 +148,7 @@ def _mel_matrix(sample_rate: int, num_mel_bins: int) -> Array:
     low, high = mel(np.array([LOW_FREQ_HZ, sample_rate / 2])).tolist()
     edges = np.linspace(low, high, num_mel_bins + 2)
     left, center, right = edges[:-2], edges[1:-1], edges[2:]
-    bins = mel(np.arange(fft_size // 2) * sample_rate / fft_size)[:, None]
+    bins = mel(np.arange(size // 2) * sample_rate / size)[:, None]
     rising, falling = (bins - left) / (center - left), (right - bins) / (right - center)
     weights = np.maximum(0.0, np.minimum(rising, falling))
     return np.ascontiguousarray(np.vstack([weights, np.zeros((1, num_mel_bins))]), dtype=np.float32)

@@ -97,12 +97,12 @@ def open_session(model: bytes, threads: int | None) -> "onnxruntime.InferenceSes
         raise ModelError(f"ONNX Runtime {onnxruntime.__version__} cannot load the graph: {error}") from error
 
 
-def run_once(folder: str, frames: int, num_mel_bins: int, threads: int) -> None:
+def run_once(folder: str, shape: tuple[int, ...], threads: int) -> None:
     """Load ``model.onnx`` of an artifact folder and run it a few times: what a small deployed process does."""
     session = open_session((Path(folder) / "model.onnx").read_bytes(), threads)
-    features = np.zeros((1, frames, num_mel_bins), np.float32)
+    inputs = np.zeros(shape, np.float32)
     for _ in range(3):
-        session.run(None, {session.get_inputs()[0].name: features})
+        session.run(None, {session.get_inputs()[0].name: inputs})
 
 
 def _load_external_data(model: "onnx.ModelProto", path: Path) -> None:

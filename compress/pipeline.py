@@ -327,7 +327,7 @@ class Run:
             embeddings[kind.runtime] = embedded
             figures = measure(self.plan.verification, embedded, self.baseline)
             if not rows:
-                examples = self.example_features(artifact)
+                examples = self.example_inputs(artifact)
                 threshold = Threshold(figures.threshold, figures.eer, self.plan.trials.name, self.plan.data_label)
                 measured = {name: value for name, value in asdict(figures).items() if value is not None}
                 golden = golden_outputs(runner, examples)
@@ -381,8 +381,8 @@ class Run:
             self.baseline = embeddings
         self.scores.setdefault(variant, measure_threshold(self.plan.verification, embeddings))
 
-    def example_features(self, artifact: Artifact) -> list[Array]:
-        """Features of two real utterances for the golden file: a whole one, and 0.9 s of another."""
+    def example_inputs(self, artifact: Artifact) -> list[Array]:
+        """What the network takes of two real utterances, for the golden file: a whole one, and 0.9 s of another."""
         first, second = self.plan.verification.trials.utterances[:2]
         rate = artifact.front_end.sample_rate
         short = self.plan.data.waveform(second, rate)[: int(0.9 * rate)]
@@ -439,9 +439,9 @@ class Run:
         if runner.device != "cpu":
             return None, []
         front_end = runner.artifact.front_end
-        frames, place = front_end.frames_of(LATENCY_SECONDS), str((self.folder / folder).resolve())
+        shape, place = front_end.input_shape(1, front_end.frames_of(LATENCY_SECONDS)), (self.folder / folder).resolve()
         try:
-            _, peak = peak_rss_of(type(runner).run_once, place, frames, front_end.num_mel_bins, self.config.threads)
+            _, peak = peak_rss_of(type(runner).run_once, str(place), shape, self.config.threads)
         except (MachineError, OSError) as error:
             return None, [f"peak memory was not measured: {error}"]
         return peak, []
@@ -572,7 +572,7 @@ def calibration_features(calibration: DataFolder, utterance: str, source: Artifa
     front_end = source.front_end
     waveform = calibration.waveform(utterance, front_end.sample_rate)
     try:
-        features = front_end(waveform)
+        features = front_end.features(waveform)
     except InputError as error:
         raise InputError(f"{calibration.path(utterance)}: {error}") from error
     if len(features) < source.min_frames:

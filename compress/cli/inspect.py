@@ -142,7 +142,7 @@ def golden_cosine(runner: Runner, artifact: Artifact) -> float:
     cosines = []
     for i in range(len(artifact.golden) // 2):
         expected = artifact.golden[f"embedding_{i}"][0]
-        found = runner.run(artifact.golden[f"features_{i}"])[0]
+        found = runner.run(artifact.golden[f"{artifact.front_end.input_name}_{i}"])[0]
         cosines.append(cosine(found, expected))
     return min(cosines)
 

@@ -15,7 +15,7 @@ class ModelTiming:
     """How long a model takes for one utterance.
 
     Attributes:
-        model: From features to embedding.
+        model: From features to embedding; where the front end is in the graph, from samples.
         whole: From waveform samples to embedding.
         speedup: Of ``model``, over the first model timed beside it.
     """

@@ -68,10 +68,10 @@ def load(model: Path | str, threads: int | None = None, arch: str | None = None)
     return open_runner(Artifact.open(model, arch), threads)
 
 
-def golden_outputs(runner: Runner, features: list[NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    """Inputs (frames, num_mel_bins) and the embeddings of this runner, by which a target checks itself."""
-    golden = {}
-    for i, utterance in enumerate(features):
-        golden[f"features_{i}"] = utterance[None]
+def golden_outputs(runner: Runner, inputs: list[NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """Inputs (frames, num_mel_bins) or (samples,) and this runner's embeddings, by which a target checks itself."""
+    name, golden = runner.artifact.front_end.input_name, {}
+    for i, utterance in enumerate(inputs):
+        golden[f"{name}_{i}"] = utterance[None]
         golden[f"embedding_{i}"] = runner.run(utterance[None])
     return golden

@@ -20,14 +20,14 @@ class Runner(ABC):
     Attributes:
         runtime: Name in the table.
         format: What it loads.
-        run_once: Loads an artifact folder and runs ``frames`` frames of ``num_mel_bins`` with ``threads`` threads, in
-            a fresh process whose peak memory is measured: (folder, frames, num_mel_bins, threads).
+        run_once: Loads an artifact folder and runs it on input of ``shape`` with ``threads`` threads, in a fresh
+            process whose peak memory is measured: (folder, shape, threads).
         threads: Threads per call; None leaves the choice to the runtime.
     """
 
     runtime: ClassVar[str]
     format: ClassVar[Format]
-    run_once: ClassVar[Callable[[str, int, int, int], None]]
+    run_once: ClassVar[Callable[[str, tuple[int, ...], int], None]]
     device: str = "cpu"
 
     def __init__(self, artifact: Artifact, threads: int | None = None, device: str = "cpu") -> None:
@@ -41,8 +41,8 @@ class Runner(ABC):
         return None
 
     @abstractmethod
-    def run(self, features: Array) -> Array:
-        """(batch, frames, num_mel_bins) -> (batch, embedding_size)."""
+    def run(self, inputs: Array) -> Array:
+        """(batch, frames, num_mel_bins), or (batch, samples) for a front end in the graph -> (batch, embedding_size)."""
 
     def embed(self, waveform: Array, sample_rate: int) -> Array:
         """Compute the embedding of one utterance.
@@ -60,11 +60,12 @@ class Runner(ABC):
         """
         front_end = self.artifact.front_end
         check_waveform(waveform, "waveform")
-        features = front_end(resample(waveform, sample_rate, front_end.sample_rate))
-        length = f"{len(waveform) / sample_rate:.3f} s ({len(features)} frames)"
-        if len(features) < self.artifact.min_frames:
+        resampled = resample(waveform, sample_rate, front_end.sample_rate)
+        frames = front_end.num_frames(len(resampled))
+        length = f"{len(waveform) / sample_rate:.3f} s ({frames} frames)"
+        if frames < self.artifact.min_frames:
             raise InputError(f"a waveform of {length} is too short for an embedding. Give a longer one; 1 s is better.")
-        embedding: Array = self.run(features[None])[0]
+        embedding: Array = self.run(front_end(resampled)[None])[0]
         if not np.isfinite(embedding).all():
             raise ModelError(f"{self.runtime}: the embedding of a waveform of {length} is not a number.")
         return embedding

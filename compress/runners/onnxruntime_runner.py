@@ -18,14 +18,14 @@ class OnnxRuntimeRunner(Runner):
 
     runtime: ClassVar[str] = "onnxruntime"
     format: ClassVar[Format] = Format.ONNX
-    run_once: ClassVar[Callable[[str, int, int, int], None]] = staticmethod(onnx_file.run_once)
+    run_once: ClassVar[Callable[[str, tuple[int, ...], int], None]] = staticmethod(onnx_file.run_once)
 
     def __init__(self, artifact: Artifact, threads: int | None = None, device: str = "cpu") -> None:
         super().__init__(artifact, threads)
         self.session = onnx_file.open_session(artifact.onnx, threads)
         self.input = self.session.get_inputs()[0].name
 
-    def run(self, features: Array) -> Array:
-        """(batch, frames, num_mel_bins) -> (batch, embedding_size)."""
-        embedding: Array = self.session.run(None, {self.input: np.ascontiguousarray(features)})[0]
+    def run(self, inputs: Array) -> Array:
+        """(batch, frames, num_mel_bins), or (batch, samples) for a front end in the graph -> (batch, embedding_size)."""
+        embedding: Array = self.session.run(None, {self.input: np.ascontiguousarray(inputs, np.float32)})[0]
         return embedding

@@ -16,11 +16,11 @@ from compress.runners.base import Runner
 Array = NDArray[np.float32]
 
 
-def run_once(folder: str, frames: int, num_mel_bins: int, threads: int) -> None:
+def run_once(folder: str, shape: tuple[int, ...], threads: int) -> None:
     """Load an artifact folder and run it a few times: what a small deployed process does."""
     runner = TorchRunner(Artifact.load(Path(folder)), threads)
     for _ in range(3):
-        runner.run(np.zeros((1, frames, num_mel_bins), np.float32))
+        runner.run(np.zeros(shape, np.float32))
 
 
 @contextmanager
@@ -42,18 +42,18 @@ class TorchRunner(Runner):
 
     runtime: ClassVar[str] = "torch"
     format: ClassVar[Format] = Format.TORCH
-    run_once: ClassVar[Callable[[str, int, int, int], None]] = staticmethod(run_once)
+    run_once: ClassVar[Callable[[str, tuple[int, ...], int], None]] = staticmethod(run_once)
 
     def __init__(self, artifact: Artifact, threads: int | None = None, device: str = "cpu") -> None:
         super().__init__(artifact, threads)
         self.device = device
         self.model = artifact.module if device == "cpu" else copy.deepcopy(artifact.module).to(device)
 
-    def run(self, features: Array) -> Array:
+    def run(self, inputs: Array) -> Array:
         """(batch, frames, num_mel_bins) -> (batch, embedding_size)."""
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)  # one setting per process: another runner may have changed it
         with torch.inference_mode():
-            inputs = torch.from_numpy(np.ascontiguousarray(features)).to(self.device)
-            embedding: Array = self.model(inputs).cpu().numpy()  # copying to the CPU waits for the device
+            tensor = torch.from_numpy(np.ascontiguousarray(inputs)).to(self.device)
+            embedding: Array = self.model(tensor).cpu().numpy()  # copying to the CPU waits for the device
         return embedding
