@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.errors import InputError, ModelError
+from compress.calibration import methods
+from compress.calibration.histogram import HALF, Histogram, thinned
+from compress.errors import InputError, ModelError, SettingError, unknown_name
 from compress.onnx_file import open_session
 
 if TYPE_CHECKING:
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 Array = NDArray[np.float32]
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 
-MAX_FRAMES = 1000  # longer utterances are run in equal pieces, since all wanted tensors of a run are held at once
+MAX_FRAMES = 800  # longer utterances are run in equal pieces, since all wanted tensors of a run are held at once
+COUNTED = 1 << 14  # values of a tensor in a run that enter its histogram, of more; its extremes are always exact
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,46 @@ class Ranges:
     frames: int
 
 
+class Tensor:
+    """What is known of a tensor so far."""
+
+    def __init__(self) -> None:
+        self.low, self.high = math.inf, -math.inf
+        self.histogram = Histogram()
+
+    def add(self, values: Array, count: bool) -> bool:
+        """Take in the values of a run, counting them only on request; False if one is NaN or infinite."""
+        if values.size == 0:
+            return True
+        low, high = float(values.min()), float(values.max())  # NaN if there is one
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return False
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        if count:
+            counted, step = thinned(values, COUNTED)
+            self.histogram.add(counted, low, high, step)
+        return True
+
+    def range(self, method: Method, symmetric: bool, percentile: float) -> Range:
+        """Choose the range to cover."""
+        low, high, clipped = min(self.low, 0.0), max(self.high, 0.0), 0.0
+        if method != "minmax":
+            counts, width = self.histogram.counts, self.histogram.width
+            values = methods.folded(counts) if symmetric else counts
+            if method == "percentile":
+                first, end = methods.percentile(values, percentile, symmetric)
+            else:
+                first, end = {"entropy": methods.entropy, "mse": methods.mse}[method](values, symmetric)
+            if symmetric:
+                first = -end
+            clipped = 1 - float(counts[HALF + first : HALF + end].sum() / counts.sum())
+            low, high = max(low, first * width), min(high, end * width)
+        if symmetric:
+            high = max(-low, high)
+            low = -high
+        return Range(low, high, self.low, self.high, clipped)
+
+
 def collect_ranges(
     model: "onnx.ModelProto",
     tensors: Sequence[str],
@@ -62,6 +105,7 @@ def collect_ranges(
     method: Method = "minmax",
     *,
     symmetric: bool = False,
+    percentile: float = 99.99,
     threads: int = 1,
 ) -> Ranges:
     """Run a graph on utterances and choose a range for each tensor.
@@ -71,39 +115,38 @@ def collect_ranges(
         tensors: Names of float tensors in it: its input, or results of nodes.
         utterances: Features (frames, num_mel_bins) of any length, taken one at a time. One of more than
             ``MAX_FRAMES`` frames is run in equal pieces.
-        method: ``minmax`` covers all that was seen.
+        method: ``minmax`` covers all that was seen, ``percentile`` most of it, ``entropy`` keeps the distribution,
+            ``mse`` the values. All but ``minmax`` rest on at most ``COUNTED`` values of a tensor from each run.
         symmetric: Whether the ranges are to be -x..x, as TensorRT wants them.
+        percentile: Of the values that ``percentile`` covers, the rest being cut on both sides alike.
         threads: For the runtime.
 
     Raises:
-        InputError: If there are no utterances, one has the wrong shape or cannot be run, or a tensor holds NaN or
-            infinite values (named, with the node that makes it).
+        SettingError: If there is no such method, or the percentile is none.
+        InputError: If there are no utterances, one has the wrong shape, holds NaN or cannot be run, or a tensor holds
+            NaN or infinite values (named, with the node that makes it).
         ModelError: If a tensor is not in the graph.
     """
-    session = _open(model, tensors, threads)
-    wanted = list(dict.fromkeys(tensors))
-    extremes = {name: (math.inf, -math.inf) for name in wanted}
+    if method not in get_args(Method):
+        raise unknown_name("calibration method", method, get_args(Method))
+    if not 50 < percentile <= 100:
+        raise SettingError(f"the calibration percentile must be over 50 and up to 100, got {percentile}.")
+    found = {name: Tensor() for name in tensors}
+    session = _open(model, list(found), threads)
     count = frames = 0
     for utterance in utterances:
         count, frames = count + 1, frames + len(utterance)
         for piece in np.array_split(utterance, max(1, math.ceil(len(utterance) / MAX_FRAMES))):
-            for name, values in zip(wanted, _run(session, piece, count), strict=True):
-                low, high = float(values.min()), float(values.max())
-                if not (math.isfinite(low) and math.isfinite(high)):
-                    raise InputError(f"calibration utterance {count}: {_maker(model, name)} gives NaN or infinity.")
-                extremes[name] = min(low, extremes[name][0]), max(high, extremes[name][1])
+            for name, values in zip(found, _run(session, piece, count), strict=True):
+                if not found[name].add(values, count=method != "minmax"):
+                    raise InputError(
+                        f"{_maker(model, name)} is NaN or infinite on calibration utterance {count}. Check the weights"
+                        " of the network there."
+                    )
     if not count:
         raise InputError("there are no calibration utterances; at least one is needed.")
-    ranges = {name: _covering(low, high, symmetric) for name, (low, high) in extremes.items()}
+    ranges = {name: tensor.range(method, symmetric, percentile) for name, tensor in found.items()}
     return Ranges(ranges, count, frames)
-
-
-def _covering(seen_low: float, seen_high: float, symmetric: bool) -> Range:
-    low, high = min(seen_low, 0.0), max(seen_high, 0.0)
-    if symmetric:
-        high = max(-low, high)
-        low = -high
-    return Range(low, high, seen_low, seen_high, 0.0)
 
 
 def _open(model: "onnx.ModelProto", tensors: Sequence[str], threads: int) -> "onnxruntime.InferenceSession":
@@ -117,7 +160,7 @@ def _open(model: "onnx.ModelProto", tensors: Sequence[str], threads: int) -> "on
     probed = onnx.ModelProto()
     probed.CopyFrom(model)
     del probed.graph.output[:]
-    for name in dict.fromkeys(tensors):
+    for name in tensors:
         probed.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     return open_session(probed.SerializeToString(), threads)
 
@@ -129,6 +172,8 @@ def _run(session: "onnxruntime.InferenceSession", piece: Array, number: int) -> 
         raise InputError(
             f"calibration utterance {number} has features of shape {piece.shape}; (frames, {bins}) are needed."
         )
+    if not np.isfinite(piece).all():
+        raise InputError(f"the features of calibration utterance {number} hold NaN or infinity.")
     try:
         outputs: list[Array] = session.run(None, {given.name: piece[None]})
     except Exception as error:  # its exceptions are private classes of the native module
