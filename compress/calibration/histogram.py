@@ -17,7 +17,8 @@ class Histogram:
     """Counts of values in equal bins around 0, whose width is a power of two.
 
     When a value lies outside, the width doubles and bins are added in pairs. Scaling by a power of two is exact, so
-    the pairs hold what the wider bins would have counted: the result does not depend on the order of the values.
+    the pairs hold what the wider bins would have counted: the result does not depend on the order of the values. (Below
+    1e-30 the processor may take a value for 0.)
 
     Attributes:
         counts: (2 * HALF,); bin ``HALF + i`` counts the values in [i, i + 1) * width.
@@ -51,7 +52,7 @@ class Histogram:
         self.counts[HALF + first : HALF + first + len(counts)] += weight * counts
 
     def _cover(self, magnitude: float) -> None:
-        exponent = math.frexp(magnitude)[1]  # magnitude < 2 ** exponent
+        exponent = math.frexp(magnitude)[1] if magnitude else SMALLEST_EXPONENT  # magnitude < 2 ** exponent
         while self._exponent < exponent:
             if not self.counts.any():
                 self._exponent = exponent

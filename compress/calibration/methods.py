@@ -42,7 +42,7 @@ def percentile(counts: Counts, percent: float, symmetric: bool) -> tuple[int, in
         symmetric: Whether ``counts`` are of magnitudes.
     """
     total = int(counts.sum())
-    cut = total * (1 - percent / 100) / (1 if symmetric else 2)
+    cut = total * (100 - percent) / (100 if symmetric else 200)  # in this order, so that 99.9 % of 3000 are 2997
     high = int(np.argmax(total - np.cumsum(counts) <= cut)) + 1
     low = 2 * HALF - 1 - int(np.argmax(total - np.cumsum(counts[::-1]) <= cut))
     return min(low - HALF, 0), max(high - HALF, 0)
@@ -55,6 +55,8 @@ def entropy(counts: Counts, symmetric: bool) -> tuple[int, int]:
     zero = HALF // ENTROPY_MERGED
     coarse[zero] = coarse[zero + 1]
     low, high = occupied(counts)
+    if not coarse.any():
+        return low, high
     low, high = low // ENTROPY_MERGED, -(-high // ENTROPY_MERGED)
     levels = 128 if symmetric else 256
     low, high = search(partial(divergence, coarse, levels=levels), low, high, levels)
