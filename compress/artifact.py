@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from compress import features
+from compress import features, openvino_file
 from compress.errors import InputError, ModelError, SettingError
 from compress.files import read_json, replaced_folder, sha256_of, write_json
 from compress.models import ARCHITECTURES, MIN_FRAMES, architecture, load_with_arguments
 from compress.models.checkpoint import CHECKPOINT_SUFFIXES, load_into
-from compress.onnx_file import OnnxFile, read_onnx
+from compress.onnx_file import OnnxFile, read_onnx, with_metadata
 from compress.surgery import count_macs, count_parameters, resize_to
 
 SCHEMA = 1
@@ -41,7 +41,12 @@ class Format(StrEnum):
     OPENVINO = "openvino"
 
 
-FILE_NAMES = {Format.TORCH: "model.safetensors", Format.ONNX: "model.onnx", Format.TENSORRT: "model.plan"}
+FILE_NAMES = {
+    Format.TORCH: "model.safetensors",
+    Format.ONNX: "model.onnx",
+    Format.TENSORRT: "model.plan",
+    Format.OPENVINO: openvino_file.GRAPH,
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class FrontEnd:
     window: str = "povey"
     cmn: bool = True
     in_graph: bool = False  # the network's file computes the features itself and takes the waveform
+    assumed: bool = False  # a foreign file that does not tell its features; these are the defaults
 
     def __post_init__(self) -> None:
         if not 4000 <= self.sample_rate <= 192000:
@@ -83,6 +89,17 @@ class FrontEnd:
     def frames_of(self, duration_s: float) -> int:
         """Frames of an utterance of ``duration_s`` seconds."""
         return self.num_frames(int(duration_s * self.sample_rate))
+
+    @property
+    def assumption(self) -> str | None:
+        """What a user has to know who gave a file that does not tell its features."""
+        if not self.assumed:
+            return None
+        mean = "minus its mean over the utterance" if self.cmn else "with its mean"
+        return (
+            "the metadata of the ONNX file does not tell sample_rate and feature_normalize_type; assumed is Fbank of"
+            f" {self.num_mel_bins} bins at {self.sample_rate} Hz {mean}"
+        )
 
     @property
     def input_name(self) -> str:
@@ -130,7 +147,7 @@ class Artifact:
 
     Attributes:
         task: ``sv``, ``vad`` or ``asr``.
-        precision: ``fp32``, ``fp16``, ``int8``: that of the weighted layers.
+        precision: ``fp32``, ``fp16``, ``bf16``, ``int8``: that of the weighted layers.
         params: Logical weights, whatever their storage.
         macs: Multiply-accumulates per second of audio, or None where not counted.
         model: The network in eval mode, for format torch.
@@ -210,9 +227,12 @@ class Artifact:
     def from_onnx(cls, path: Path) -> "Artifact":
         """Read an ONNX file with one input (batch, frames, num_mel_bins) and one output (batch, embedding_size).
 
+        Or one with the front end inside, as the pass ``onnx`` writes it. Where its metadata does not tell the
+        features, the defaults are assumed and the front end says so.
+
         Raises:
-            ModelError: If it is corrupt, of an unsupported opset, of another shape, or has external data outside
-                its folder.
+            ModelError: If it is corrupt, of an unsupported opset, of another shape, has external data outside its
+                folder, or tells of features that this package does not compute.
         """
         graph = read_onnx(path)
         return cls(
@@ -282,8 +302,9 @@ class Artifact:
             raise ModelError(
                 f"{folder}/artifact.json is damaged ({type(error).__name__}: {error}). Make the artifact again."
             ) from error
-        name = FILE_NAMES.get(stored.format)
-        if name is not None and name not in stored.files and stored.deferred is None:
+        needed = {FILE_NAMES[stored.format]} | ({openvino_file.WEIGHTS} if stored.format == Format.OPENVINO else set())
+        if stored.deferred is None and needed - stored.files.keys():
+            name = min(needed - stored.files.keys())
             raise ModelError(f"{folder}/artifact.json is damaged: it lists no {name}. Make the artifact again.")
         if stored.format != Format.TORCH:
             return stored
@@ -373,8 +394,14 @@ class Artifact:
         deferred: Deferral | None = None,
     ) -> "Artifact":
         """Derive an artifact of another format."""
-        changed = replace(self, model=None, files=dict(files), format=format, precision=precision, deferred=deferred)
+        files = _with_threshold(files, None)
+        changed = replace(self, model=None, files=files, format=format, precision=precision, deferred=deferred)
         return changed._after(step)
+
+    def measured(self, threshold: Threshold, golden: Mapping[str, Array], metrics: Mapping[str, Any]) -> "Artifact":
+        """The same with what was measured on it; an ONNX file tells its threshold, too."""
+        files = _with_threshold(self.files, threshold)
+        return replace(self, files=files, threshold=threshold, golden=golden, metrics=metrics)
 
     def _after(self, step: Step) -> "Artifact":
         """Append to the history; what was measured on the parent does not hold any more."""
@@ -429,7 +456,7 @@ def _check_task(name: str) -> None:
 def versions() -> dict[str, str]:
     """Versions of this package and of those that decide its results."""
     found = {}
-    for name in ("speech-compress", "torch", "onnx", "onnxruntime", "numpy", "scipy"):
+    for name in ("speech-compress", "torch", "onnx", "onnxruntime", "openvino", "numpy", "scipy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -439,11 +466,37 @@ def versions() -> dict[str, str]:
 
 def _front_end_of(graph: OnnxFile, path: Path) -> FrontEnd:
     """What the file's metadata says of the features, and the defaults where it says nothing."""
-    sample_rate = graph.metadata.get("sample_rate", str(features.SAMPLE_RATE))
+    told = graph.metadata
+    sample_rate = told.get("sample_rate", str(features.SAMPLE_RATE))
     if not sample_rate.isdecimal():
         raise ModelError(f"{path}: metadata sample_rate must be a whole number, got '{sample_rate}'.")
-    cmn = graph.metadata.get("feature_normalize_type", "global-mean") != ""
-    return FrontEnd(int(sample_rate), graph.num_mel_bins, cmn=cmn)
+    normalisation = told.get("feature_normalize_type", "global-mean")
+    if normalisation not in ("global-mean", ""):
+        raise ModelError(
+            f"{path}: metadata feature_normalize_type is '{normalisation}'; computed are 'global-mean' and '' (none)."
+        )
+    if told.get("window", "povey") != "povey":
+        raise ModelError(f"{path}: metadata window is '{told['window']}'; only 'povey' is computed.")
+    if told.get("normalize_samples") == "0" and not normalisation:
+        raise ModelError(
+            f"{path} takes features of samples in the 16-bit range (metadata normalize_samples 0) with their mean;"
+            " they are computed from samples in [-1, 1) here."
+        )
+    return FrontEnd(
+        int(sample_rate),
+        graph.num_mel_bins,
+        cmn=normalisation != "",
+        in_graph=graph.takes_waveform,
+        assumed=not {"sample_rate", "feature_normalize_type"} <= told.keys(),
+    )
+
+
+def _with_threshold(files: Mapping[str, bytes], threshold: Threshold | None) -> dict[str, bytes]:
+    """Write the threshold into the ONNX file where there is one, or take that of another graph out."""
+    value = None if threshold is None else f"{threshold.value:.6f}"
+    name = FILE_NAMES[Format.ONNX]
+    changed = {name: with_metadata(files[name], "threshold", value)} if name in files else {}
+    return {**files, **changed}
 
 
 def _stored_fields(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,18 @@ if TYPE_CHECKING:
 ONNX_OPSETS = range(13, 24)  # 13 has per-channel Q/DQ; 23 is the newest that onnxruntime 1.20 to 1.31 were tried on
 
 
+# Names in a graph that computes the features itself: its input, the tensor of features, and how all names before that
+# tensor begin.
+WAVEFORM, FEATURES, FRONT_END = "waveform", "feats", "front_end/"
+
+
 @dataclass(frozen=True)
 class OnnxFile:
-    """A graph with one input (batch, frames, num_mel_bins) and one output (batch, embedding_size)."""
+    """A graph with one input (batch, frames, num_mel_bins) and one output (batch, embedding_size).
+
+    Attributes:
+        takes_waveform: It computes the features itself; the input is (batch, samples).
+    """
 
     data: bytes
     num_mel_bins: int
@@ -28,6 +37,7 @@ class OnnxFile:
     params: int
     precision: str
     metadata: Mapping[str, str]
+    takes_waveform: bool = False
 
 
 def read_onnx(path: Path) -> OnnxFile:
@@ -58,15 +68,22 @@ def read_onnx(path: Path) -> OnnxFile:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:  # ValueError: names that are not UTF-8
         raise ModelError(f"{path} is not a valid ONNX graph: {str(error).splitlines()[0]}") from error
-    mel, size = _fixed_axes(model, path)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    takes_waveform = has_front_end(model)
+    mel, size = _axes_of_waveform_graph(model, path, metadata) if takes_waveform else _fixed_axes(model, path)
     quantized = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
     precision = "int8" if quantized else "fp32"
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    return OnnxFile(model.SerializeToString(), mel, size, count_weights(model), precision, metadata)
+    return OnnxFile(model.SerializeToString(), mel, size, count_weights(model), precision, metadata, takes_waveform)
+
+
+def has_front_end(model: "onnx.ModelProto") -> bool:
+    """Whether a graph takes a waveform and computes the features itself, as ``compress.front_end_graph`` joins them."""
+    takes_waveform = any(value.name == WAVEFORM for value in model.graph.input)
+    return takes_waveform and any(FEATURES in node.output for node in model.graph.node)
 
 
 def count_weights(model: "onnx.ModelProto") -> int:
-    """Count the logical weights: elements of all weight initializers, without scales and zero points."""
+    """Count the logical weights of the network: elements of weight initializers, without scales and zero points."""
     import onnx
 
     helpers = {
@@ -76,7 +93,20 @@ def count_weights(model: "onnx.ModelProto") -> int:
         for name in node.input[1:]
     }
     weights = (t for t in model.graph.initializer if t.name not in helpers and t.data_type != onnx.TensorProto.INT64)
-    return sum(math.prod(tensor.dims) for tensor in weights)
+    return sum(math.prod(tensor.dims) for tensor in weights if not tensor.name.startswith(FRONT_END))
+
+
+def with_metadata(data: bytes, key: str, value: str | None) -> bytes:
+    """Set a key in the metadata of a serialized graph, or take it out if the value is None."""
+    if value is None and key.encode() not in data:
+        return data  # without reading a large file
+    import onnx
+
+    model = onnx.load_from_string(data)
+    told = {entry.key: entry.value for entry in model.metadata_props if entry.key != key}
+    onnx.helper.set_model_props(model, told if value is None else told | {key: value})
+    changed: bytes = model.SerializeToString()
+    return changed
 
 
 def open_session(model: bytes, threads: int | None) -> "onnxruntime.InferenceSession":
@@ -165,7 +195,8 @@ def _fixed_axes(model: "onnx.ModelProto", path: Path) -> tuple[int, int]:
     if rank != 3 or out_rank != 2 or not mel or not size:
         raise ModelError(
             f"{path}: input of rank {rank} and output of rank {out_rank} with last axes {mel} and {size}; needed are"
-            " (batch, frames, num_mel_bins) and (batch, embedding_size), the last axes fixed."
+            " (batch, frames, num_mel_bins) and (batch, embedding_size), the last axes fixed. Graphs that take a"
+            " waveform are read if the pass onnx wrote them."
         )
     kinds = [onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type) for v in (inputs[0], model.graph.output[0])]
     if kinds != ["FLOAT", "FLOAT"]:
@@ -178,6 +209,17 @@ def _fixed_axes(model: "onnx.ModelProto", path: Path) -> tuple[int, int]:
             " dynamic batch and frames."
         )
     return mel, size
+
+
+def _axes_of_waveform_graph(model: "onnx.ModelProto", path: Path, metadata: Mapping[str, str]) -> tuple[int, int]:
+    """Mel bins of the front end within a graph, and width of the output."""
+    (size, rank), mel = _last_axis(model.graph.output[0]), metadata.get("num_mel_bins", "")
+    if rank != 2 or not size or not mel.isdecimal():
+        raise ModelError(
+            f"{path} takes a waveform; its output must be (batch, embedding_size), the last axis fixed, and its"
+            f" metadata must tell num_mel_bins. It gives rank {rank} with last axis {size}, and '{mel}'."
+        )
+    return int(mel), size
 
 
 def _last_axis(value: "onnx.ValueInfoProto") -> tuple[int, int]:

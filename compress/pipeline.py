@@ -147,11 +147,15 @@ def plan(config: RunConfig) -> Plan:
 
 
 def check_files(maker: Pass) -> None:
-    """Refuse a pass that reads a file which is not there.
+    """Refuse a pass for which this machine lacks something, or which reads a file that is not there.
 
     Raises:
-        InputError: If one is missing.
+        MachineError: If a package is missing.
+        InputError: If a file is missing.
     """
+    lacking = maker.missing()
+    if lacking is not None:
+        raise MachineError(f"{maker.name}: {lacking}")
     for path in maker.reads:
         if not Path(path).is_file():
             raise InputError(f"{path}: no such file; {maker.name} was told to read it.")
@@ -316,44 +320,38 @@ class Run:
         self, step: PlannedStep, artifact: Artifact, build_s: float
     ) -> tuple[Artifact, list[dict[str, Any]], dict[str, Array]]:
         """Embed the trial list with every runtime that can run the artifact here, and fit its threshold."""
-        common = self.common_figures(step, artifact) | {"build_s": build_s}
         if artifact.deferred:
+            common = self.common_figures(step, artifact, build_s)
             return artifact, [table.row(**common, status="deferred", **asdict(artifact.deferred))], {}
-        rows: list[dict[str, Any]] = []
+        found: list[dict[str, Any]] = []
         embeddings: dict[str, Array] = {}
         for kind in runners_for(artifact.format):
             runner = kind(artifact, 1, self.config.device)
             embedded = self.plan.verification.embed(runner, self.progress, f"{step.variant}: {kind.runtime}")
             embeddings[kind.runtime] = embedded
             figures = measure(self.plan.verification, embedded, self.baseline)
-            if not rows:
-                examples = self.example_inputs(artifact)
+            if not found:
                 threshold = Threshold(figures.threshold, figures.eer, self.plan.trials.name, self.plan.data_label)
-                measured = {name: value for name, value in asdict(figures).items() if value is not None}
-                golden = golden_outputs(runner, examples)
-                artifact = replace(artifact, golden=golden, threshold=threshold, metrics=measured)
-            rows.append(
-                table.row(
-                    **common,
-                    **_plain(figures),
-                    status="ok",
-                    runtime=kind.runtime,
-                    device=runner.device,
-                )
-            )
+                metrics = {name: value for name, value in asdict(figures).items() if value is not None}
+                golden = golden_outputs(runner, self.example_inputs(artifact))
+                artifact = artifact.measured(threshold, golden, metrics)
+            found.append(_plain(figures) | {"status": "ok", "runtime": kind.runtime, "device": runner.device})
             self.keep_scores(step.variant, embedded)
-        if not rows:
-            rows = [table.row(**common, status="deferred", reason=f"no runtime here runs {artifact.format.value}.")]
-        return artifact, rows, embeddings
+        if not found:
+            found = [{"status": "deferred", "reason": f"no runtime here runs {artifact.format.value}."}]
+        common = self.common_figures(step, artifact, build_s)  # of what is stored: an ONNX file tells its threshold
+        return artifact, [table.row(**common, **figures) for figures in found], embeddings
 
-    def common_figures(self, step: PlannedStep, artifact: Artifact) -> dict[str, Any]:
+    def common_figures(self, step: PlannedStep, artifact: Artifact, build_s: float) -> dict[str, Any]:
         """Fields that do not depend on the runtime."""
         record = artifact.history[-1] if step.maker and artifact.history else None
+        assumption = artifact.front_end.assumption if step.maker is None else None
         return {
+            "build_s": build_s,
             "variant": step.variant,
             "pass": step.maker.name if step.maker else None,
             "settings": step.maker.settings if step.maker else {},
-            "notes": list(record.notes) if record else [],
+            "notes": [*(record.notes if record else ()), *([assumption] if assumption else ())],
             "format": artifact.format.value,
             "precision": artifact.precision,
             "params": artifact.params,
@@ -417,6 +415,8 @@ class Run:
         found = []
         for runner, timing, figures in zip(runners, timings, self.progress.track(rows, "peak memory"), strict=True):
             peak, notes = self.peak_rss(runner, figures["artifact"]["folder"])
+            if runner.artifact.front_end.in_graph:
+                notes.append("the latency of the model includes the front end, which is in its graph")
             measured = {
                 "latency_ms": timing.model.as_dict(),
                 "e2e_latency_ms": timing.whole.as_dict(),

@@ -11,6 +11,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from compress import table
+from compress.artifact import Artifact
 from compress.passes import Cell
 from compress.progress import length
 
@@ -56,6 +57,23 @@ class Bars:
     def _bars(self) -> RichProgress:
         """Bars that vanish when done; none where standard error is no terminal."""
         return RichProgress(*columns(), console=self.console, transient=True, disable=not self.console.is_terminal)
+
+
+def open_model(model: str, arch: str | None) -> Artifact:
+    """Open a model, and tell what had to be assumed of its features.
+
+    Raises:
+        CompressError: As :meth:`Artifact.open`.
+    """
+    artifact = Artifact.open(model, arch)
+    tell_assumption(model, artifact)
+    return artifact
+
+
+def tell_assumption(model: str, artifact: Artifact) -> None:
+    """Say on standard error what had to be assumed of the features, where the model is an ONNX file and no artifact."""
+    if artifact.front_end.assumption and model.endswith(".onnx"):
+        click.echo(f"warning: {model}: {artifact.front_end.assumption}.", err=True)
 
 
 def print_table(rows: Sequence[Mapping[str, Cell]]) -> None:

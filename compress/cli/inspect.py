@@ -11,7 +11,7 @@ import numpy as np
 from compress import table
 from compress.artifact import Artifact
 from compress.audio import read_audio
-from compress.cli.display import Bars, print_rows
+from compress.cli.display import Bars, open_model, print_rows
 from compress.data import DataFolder, embedded_data
 from compress.errors import InputError, ModelError
 from compress.evaluation.side_by_side import time_runners
@@ -36,7 +36,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 @json_option
 def eval_command(model: str, data: str | None, trials: str | None, arch: str | None, as_json: bool) -> None:
     """Measure EER, minDCF and threshold of MODEL on a trial list."""
-    artifact = Artifact.open(model, arch)
+    artifact = open_model(model, arch)
     verification = Verification.read(DataFolder.read(data or embedded_data()), trials)
     runner = open_runner(artifact, threads=1)
     figures = measure(verification, verification.embed(runner, Bars(), f"{runner.runtime}: embedding"))
@@ -63,7 +63,7 @@ def bench_command(
     models: tuple[str, ...], threads: int, seconds: float, budget: float, arch: str | None, as_json: bool
 ) -> None:
     """Time MODELS side by side in one process, batch 1; the first is the reference of the speed-ups."""
-    runners = [open_runner(Artifact.open(model, arch), threads) for model in models]
+    runners = [open_runner(open_model(model, arch), threads) for model in models]
     data = DataFolder.read(embedded_data())
     Bars().say(f"timing {len(models)} models on {seconds:g} s of audio, {threads} thread(s)")
     timings = time_runners(runners, data, data.utterances, seconds, budget)
@@ -75,6 +75,7 @@ def bench_command(
             "e2e_latency_ms": timing.whole.as_dict(),
             "speedup": timing.speedup,
             "runs": timing.model.runs,
+            "front_end_in_graph": runner.artifact.front_end.in_graph,
         }
         for model, runner, timing in zip(models, runners, timings, strict=True)
     ]
@@ -83,8 +84,9 @@ def bench_command(
         return
     for figures in rows:
         latency, whole = figures["latency_ms"], figures["e2e_latency_ms"]
+        timed = "model with the front end in its graph" if figures["front_end_in_graph"] else "model"
         click.echo(
-            f"{figures['model']} ({figures['runtime']}): model p50 {format_ms(latency['p50'])}, p95"
+            f"{figures['model']} ({figures['runtime']}): {timed} p50 {format_ms(latency['p50'])}, p95"
             f" {format_ms(latency['p95'])}, p99 {format_ms(latency['p99'])}; from samples p50"
             f" {format_ms(whole['p50'])};"
             f" {format_speedup(figures['speedup'])} over {figures['runs']} rounds"
@@ -154,7 +156,7 @@ def golden_cosine(runner: Runner, artifact: Artifact) -> float:
 @arch_option
 def embed_command(model: str, audio: tuple[str, ...], out: Path | None, arch: str | None) -> None:
     """Compute the embedding of AUDIO files with MODEL; JSON lines on standard output, or an .npz with --out."""
-    runner = open_runner(Artifact.open(model, arch))
+    runner = open_runner(open_model(model, arch))
     rate = runner.artifact.front_end.sample_rate
     embeddings = {path: runner.embed(read_audio(path, rate), rate) for path in audio}
     if out is not None:
@@ -174,7 +176,7 @@ def embed_command(model: str, audio: tuple[str, ...], out: Path | None, arch: st
 @arch_option
 def verify_command(model: str, enroll: str, test: str, threshold: float | None, arch: str | None) -> None:
     """Compare the speakers of two audio files, ENROLL and TEST, with MODEL."""
-    artifact = Artifact.open(model, arch)
+    artifact = open_model(model, arch)
     if threshold is None and artifact.threshold is None:
         raise InputError(f"{model} has no threshold; give one with --threshold, or take an artifact of `compress run`.")
     runner = open_runner(artifact)

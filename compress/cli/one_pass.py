@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from compress.artifact import Artifact
-from compress.cli.display import Bars, print_table
+from compress.cli.display import Bars, open_model, print_table
 from compress.data import DataFolder, embedded_data
 from compress.data.folder import check_new
 from compress.machine import cores
@@ -65,7 +65,7 @@ def run_one(
     Raises:
         InputError: If the output folder holds something else, or the calibration list is too short.
     """
-    artifact = Artifact.open(model, arch)
+    artifact = open_model(model, arch)
     maker.check_input(artifact)
     check_files(maker)
     folder = Path(out or f"{Path(model).stem or Path(model).name}-{maker.name}")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from compress.cli import DONE, FAILED, INTERRUPTED
-from compress.cli.display import Bars, print_rows
+from compress.cli.display import Bars, print_rows, tell_assumption
 from compress.config import RunConfig, apply_settings, from_mapping, listed_passes, read_yaml
 from compress.pipeline import Plan, Run, plan
 from compress.report import summarize
@@ -46,6 +46,7 @@ def run_command(
     MODEL is a registry name (default: campplus), a checkpoint with --arch, an artifact folder or an .onnx file.
     """
     planned = plan(read_config(config, passes, assignments, given))
+    tell_assumption(planned.config.model, planned.source)
     if dry_run:
         print_plan(planned)
         return DONE

@@ -1,4 +1,7 @@
-"""Export to ONNX with dynamic batch and frames, checked against PyTorch at several shapes."""
+"""Export to ONNX with dynamic batch and frames, checked against PyTorch at several shapes.
+
+With the front end in the graph too, where that is asked for, checked against the one in Python.
+"""
 
 import contextlib
 import io
@@ -6,7 +9,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
@@ -16,30 +19,38 @@ from torch import nn
 
 from compress.artifact import FILE_NAMES, Artifact, Format
 from compress.errors import ModelError, SettingError
+from compress.front_end_graph import front_end_graph, join_front_end
 from compress.models import MIN_FRAMES, architecture
-from compress.onnx_file import ONNX_OPSETS
+from compress.onnx_file import FEATURES, ONNX_OPSETS
 from compress.passes.base import Array, Context, Pass
 from compress.runners import OnnxRuntimeRunner
+from compress.vectors import cosine
 
 if TYPE_CHECKING:
     import onnx
 
-INPUT, OUTPUT = "feats", "embedding"
+INPUT, OUTPUT = FEATURES, "embedding"
 SAMPLE_SHAPE = (2, 240)  # batch, frames of the traced example; neither may be 1, which export takes for a constant
 PARITY_SHAPES = ((1, 200), (3, 345), (1, 97), (2, 100), (4, 1001))  # under 100 frames, and no multiple of 100, too
 TOLERANCE = 1e-4  # relative to the largest embedding value; float32 runs differ by up to 5e-5 of it
+FRONT_END_SECONDS = (0.5, 1.3, 3.0)  # of the waveforms on which a front end in the graph is checked
+FRONT_END_COSINE = 0.9999  # between embeddings of features computed in the graph and in Python
 
 
 @final
 @dataclass(frozen=True)
 class Onnx(Pass):
-    """Write the network as an ONNX graph: feats (batch, frames, num_mel_bins) -> embedding."""
+    """Write the network as an ONNX graph: feats (batch, frames, num_mel_bins) -> embedding.
+
+    Or, with the front end in it: waveform (batch, samples) -> embedding.
+    """
 
     name: ClassVar[str] = "onnx"
     accepts: ClassVar[Format] = Format.TORCH
     returns: ClassVar[Format] = Format.ONNX
 
     opset: int = 18
+    waveform: bool = False  # put the front end into the graph
 
     def __post_init__(self) -> None:
         if self.opset not in range(18, ONNX_OPSETS.stop):
@@ -51,9 +62,7 @@ class Onnx(Pass):
         context.say("exporting")
         graph = export(artifact.module, artifact.front_end.num_mel_bins, self.opset)
         add_metadata(graph, artifact)
-        exported = artifact.with_files(
-            {FILE_NAMES[Format.ONNX]: graph.SerializeToString()}, self.step(), Format.ONNX, artifact.precision
-        )
+        exported = self._exported(artifact, graph)
         context.say("checking parity with PyTorch")
         error = parity(artifact.module, exported, context.threads)
         if not error <= TOLERANCE:
@@ -63,7 +72,26 @@ class Onnx(Pass):
             )
         shapes = ", ".join(f"{batch}x{frames}" for batch, frames in PARITY_SHAPES)
         note = f"equals PyTorch to {error:.0e} at (batch x frames) {shapes}; {len(graph.graph.node)} nodes"
-        return artifact.with_files(exported.files, self.step(note), Format.ONNX, artifact.precision)
+        if not self.waveform:
+            return self._exported(artifact, graph, note)
+        graph = join_front_end(front_end_graph(artifact.front_end, self.opset), graph)
+        artifact = replace(artifact, front_end=replace(artifact.front_end, in_graph=True))
+        add_metadata(graph, artifact)
+        context.say("checking the front end in the graph")
+        similarity = front_end_parity(exported, self._exported(artifact, graph), context.threads)
+        if not similarity >= FRONT_END_COSINE:
+            raise ModelError(
+                f"onnx: with the front end in the graph, embeddings have cosine {similarity:.6f} to those of features"
+                f" computed in Python (needed {FRONT_END_COSINE}). Leave out waveform, and report it with the network."
+            )
+        seconds = ", ".join(f"{duration:g}" for duration in FRONT_END_SECONDS)
+        inside = f"the front end is in the graph: cosine {similarity:.6f} to the one in Python at {seconds} s"
+        return self._exported(artifact, graph, note, inside)
+
+    def _exported(self, artifact: Artifact, graph: "onnx.ModelProto", *notes: str) -> Artifact:
+        """The artifact of a graph."""
+        files = {FILE_NAMES[Format.ONNX]: graph.SerializeToString()}
+        return artifact.with_files(files, self.step(*notes), Format.ONNX, artifact.precision)
 
 
 def export(model: nn.Module, num_mel_bins: int, opset: int) -> "onnx.ModelProto":
@@ -79,6 +107,7 @@ def export(model: nn.Module, num_mel_bins: int, opset: int) -> "onnx.ModelProto"
         except Exception as error:
             raise ModelError(f"onnx: the network cannot be exported: {first_line(error.__cause__ or error)}") from error
     strip_traces(graph)
+    lower_ir_version(graph)
     fixed = [i for i in (0, 1) if not graph.graph.input[0].type.tensor_type.shape.dim[i].dim_param]
     if fixed:
         names = " and ".join(("batch", "frames")[i] for i in fixed)
@@ -142,11 +171,22 @@ def strip_traces(graph: "onnx.ModelProto") -> None:
     del graph.metadata_props[:]
 
 
+def lower_ir_version(graph: "onnx.ModelProto") -> None:
+    """Give the file the oldest version of the format that its operators need; older runtimes refuse newer ones."""
+    import onnx
+
+    graph.ir_version = onnx.helper.find_min_ir_version_for(graph.opset_import, ignore_unknown=True)
+
+
 def add_metadata(graph: "onnx.ModelProto", artifact: Artifact) -> None:
-    """Write what a runtime needs to know into the file, with the keys that sherpa-onnx reads among them."""
+    """Write what a runtime needs to know into the file, with the keys that sherpa-onnx reads among them.
+
+    Those that sherpa-onnx insists on are left out where the front end is in the graph: it computes features itself.
+    """
     import onnx
 
     front_end = artifact.front_end
+    sherpa = architecture(artifact.arch).onnx_metadata if artifact.arch and not front_end.in_graph else {}
     onnx.helper.set_model_props(
         graph,
         {
@@ -157,7 +197,7 @@ def add_metadata(graph: "onnx.ModelProto", artifact: Artifact) -> None:
             "output_dim": str(artifact.embedding_size),
             "normalize_samples": "1",
             "feature_normalize_type": "global-mean" if front_end.cmn else "",
-            **(architecture(artifact.arch).onnx_metadata if artifact.arch else {}),
+            **sherpa,
         },
     )
 
@@ -180,6 +220,22 @@ def parity(model: nn.Module, exported: Artifact, threads: int) -> float:
         difference = np.abs(runner.run(features) - expected).max() / np.abs(expected).max()
         worst = max(worst, float(difference))
     return worst
+
+
+def front_end_parity(on_features: Artifact, on_waveforms: Artifact, threads: int) -> float:
+    """Lowest cosine between embeddings of a graph on Python's features and of one with the front end inside.
+
+    The waveforms are noise that dies away, so that features reach from loud to the floor under the logarithm.
+    """
+    runners = OnnxRuntimeRunner(on_features, threads), OnnxRuntimeRunner(on_waveforms, threads)
+    rate, rng = on_features.front_end.sample_rate, np.random.default_rng(0)
+    cosines = []
+    for duration_s in FRONT_END_SECONDS:
+        noise = rng.uniform(-1, 1, int(duration_s * rate))
+        waveform: Array = (noise * np.geomspace(0.9, 1e-5, len(noise))).astype(np.float32)
+        expected, found = (runner.run(runner.artifact.front_end(waveform)[None])[0] for runner in runners)
+        cosines.append(cosine(found, expected))
+    return min(cosines)
 
 
 def first_line(error: BaseException) -> str:

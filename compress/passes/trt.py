@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from compress.artifact import FILE_NAMES, Artifact, Deferral, Format
-from compress.errors import SettingError
+from compress.errors import ModelError, SettingError
 from compress.machine import probe_cuda
 from compress.passes.base import Context, Pass
 from compress.passes.qdq import for_tensorrt
@@ -40,6 +40,11 @@ class TRT(Pass):
         import onnx
 
         self.check_input(artifact)
+        if artifact.front_end.in_graph:
+            raise ModelError(
+                "trt: the front end is in the graph, and in FP16 it is wrong: powers of the spectrum leave the range."
+                " Export without onnx.waveform."
+            )
         context.say("rewriting Q/DQ for TensorRT")
         graph = for_tensorrt(onnx.load_from_string(artifact.onnx))
         onnx.checker.check_model(graph)
