@@ -27,6 +27,14 @@ def has_vnni() -> bool:
     return bool({"avx512_vnni", "avx_vnni"} & set(flags)) or platform.machine() in ("aarch64", "arm64")
 
 
+def has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16: AVX-512 BF16, AMX, or Arm."""
+    info = cpu_info()
+    return bool(
+        {"avx512_bf16", "amx_bf16", "bf16"} & set(f"{info.get('flags', '')} {info.get('Features', '')}".split())
+    )
+
+
 def cores() -> int:
     """Cores that this process may use: its affinity, and no more than a container's CPU quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -54,7 +62,7 @@ def describe() -> dict[str, Any]:
     """Describe the machine for a table: CPU, instruction sets, cores, operating system."""
     info = cpu_info()
     flags = set(info.get("flags", "").split())
-    features = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")
+    features = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
     return {
         "cpu": info.get("model name") or platform.processor() or platform.machine(),
         "cpu_features": [name for name in features if name in flags],

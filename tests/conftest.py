@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from compress.artifact import Artifact, FrontEnd
 from compress.data import DataFolder, embedded_data
 from compress.models.campplus import CAMPPlus
-from compress.passes import PTQ, TRT, Context, Onnx, Prune
+from compress.passes import PTQ, TRT, Context, Onnx, OpenVINO, Prune
 from compress.pipeline import RunConfig, run
 
 REPOSITORY = Path(__file__).parent.parent
+os.environ["COMPRESS_CACHE"] = "off"  # no test leaves compiled networks in the user's cache folder
 
 
 @pytest.fixture(scope="session")
@@ -107,6 +108,21 @@ def tiny_onnx(tiny: Artifact) -> Artifact:
 @pytest.fixture(scope="session")
 def tiny_int8(tiny_onnx: Artifact, tiny_context: Context) -> Artifact:
     return PTQ(utterances=20).run(tiny_onnx, tiny_context)
+
+
+@pytest.fixture(scope="session")
+def tiny_openvino(tiny_onnx: Artifact) -> Artifact:
+    return OpenVINO().run(tiny_onnx, Context())
+
+
+@pytest.fixture(scope="session")
+def tiny_bf16(tiny_onnx: Artifact, tiny_context: Context) -> Artifact:
+    return OpenVINO(precision="bf16").run(tiny_onnx, tiny_context)
+
+
+@pytest.fixture(scope="session")
+def tiny_openvino_int8(tiny_int8: Artifact, tiny_context: Context) -> Artifact:
+    return OpenVINO().run(tiny_int8, tiny_context)
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,7 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_text) for name, (_, help_text) in COMMANDS.items()])
         with formatter.section("One pass alone: MODEL in, artifact folder out"):
-            formatter.write_text("prune, onnx, ptq, trt, and any other that `compress passes` lists")
+            formatter.write_text("prune, onnx, ptq, trt, openvino, and any other that `compress passes` lists")
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -7,13 +7,27 @@ from importlib.metadata import entry_points
 from compress.errors import SettingError, unknown_name
 from compress.passes.base import Cell, Context, Pass, Preview, build
 from compress.passes.onnx_export import Onnx
+from compress.passes.openvino import OpenVINO
 from compress.passes.prune import Prune
 from compress.passes.ptq import PTQ
 from compress.passes.trt import TRT
 
-OWN: tuple[type[Pass], ...] = (Prune, Onnx, PTQ, TRT)
+OWN: tuple[type[Pass], ...] = (Prune, Onnx, PTQ, TRT, OpenVINO)
 
-__all__ = ["PTQ", "TRT", "Cell", "Context", "Onnx", "Pass", "Preview", "Prune", "build", "pass_named", "passes"]
+__all__ = [
+    "PTQ",
+    "TRT",
+    "Cell",
+    "Context",
+    "Onnx",
+    "OpenVINO",
+    "Pass",
+    "Preview",
+    "Prune",
+    "build",
+    "pass_named",
+    "passes",
+]
 
 
 @lru_cache

@@ -110,6 +110,10 @@ class Pass(ABC):
         """Files beside the artifact whose content decides what the pass gives."""
         return ()
 
+    def missing(self) -> str | None:
+        """What this machine lacks for the pass and how to get it, so that a run can be refused before it starts."""
+        return None
+
     def preview(self, artifact: Artifact, context: Context) -> Preview:
         """What the pass would do to this artifact, for a dry run; nothing is written.
 

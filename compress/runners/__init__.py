@@ -9,13 +9,15 @@ from compress.artifact import Artifact, Format
 from compress.errors import MachineError
 from compress.runners.base import Runner
 from compress.runners.onnxruntime_runner import OnnxRuntimeRunner
+from compress.runners.openvino import OpenVinoRunner
 from compress.runners.torch_runner import TorchRunner, torch_threads
 
-RUNNERS: tuple[type[Runner], ...] = (TorchRunner, OnnxRuntimeRunner)
+RUNNERS: tuple[type[Runner], ...] = (TorchRunner, OnnxRuntimeRunner, OpenVinoRunner)
 
 __all__ = [
     "RUNNERS",
     "OnnxRuntimeRunner",
+    "OpenVinoRunner",
     "Runner",
     "TorchRunner",
     "golden_outputs",

@@ -1,5 +1,6 @@
 """Every runtime gives PyTorch's embedding; waveforms of any rate are taken; errors say what to do."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from compress.models import architecture
 from compress.runners import (
     RUNNERS,
     OnnxRuntimeRunner,
+    OpenVinoRunner,
+    Runner,
     TorchRunner,
     golden_outputs,
     load,
@@ -26,7 +29,7 @@ from compress.runners import (
     torch_threads,
 )
 
-RUNNABLE = ["tiny", "tiny_onnx", "tiny_int8"]
+RUNNABLE = ["tiny", "tiny_onnx", "tiny_int8", "tiny_openvino", "tiny_bf16", "tiny_openvino_int8"]
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -41,20 +44,26 @@ def tone(sample_rate: int, duration_s: float = 1.0) -> np.ndarray:
     return (np.sum(parts, axis=0) / 60).astype(np.float32)
 
 
+@pytest.fixture(scope="module")
+def opened(tiny_onnx, tiny_int8, tiny_openvino, tiny_bf16, tiny_openvino_int8) -> list[Runner]:
+    """Every exported form of the tiny network, in every runtime that runs it."""
+    artifacts = (tiny_onnx, tiny_int8, tiny_openvino, tiny_bf16, tiny_openvino_int8)
+    return [kind(artifact, 1) for artifact in artifacts for kind in runners_for(artifact.format)]
+
+
 @settings(deadline=None, max_examples=40)
 @given(frames=st.integers(3, 400), batch=st.integers(1, 4))
-def test_every_runtime_gives_the_embedding_of_pytorch(tiny, tiny_onnx, tiny_int8, frames: int, batch: int) -> None:
+def test_every_runtime_gives_the_embedding_of_pytorch(tiny, opened: list[Runner], frames: int, batch: int) -> None:
     features = np.random.default_rng(frames).standard_normal((batch, frames, 16)).astype(np.float32)
     expected = TorchRunner(tiny, 1).run(features)
     assert expected.dtype == np.float32
-    for artifact in (tiny_onnx, tiny_int8):
-        for kind in runners_for(artifact.format):
-            embedding = kind(artifact, 1).run(features)
-            assert (embedding.shape, embedding.dtype) == (expected.shape, expected.dtype)
-            if artifact.precision == "fp32":
-                assert np.abs(embedding - expected).max() <= 1e-4 * np.abs(expected).max()
-            else:
-                assert all(cosine(a, b) > 0.98 for a, b in zip(embedding, expected, strict=True))
+    for runner in opened:
+        embedding = runner.run(features)
+        assert (embedding.shape, embedding.dtype) == (expected.shape, expected.dtype)
+        if runner.artifact.precision == "fp32":
+            assert np.abs(embedding - expected).max() <= 1e-4 * np.abs(expected).max()
+        else:
+            assert all(cosine(a, b) > 0.98 for a, b in zip(embedding, expected, strict=True))
 
 
 def test_campplus_is_the_same_in_every_runtime(campplus, campplus_onnx, campplus_int8) -> None:
@@ -181,15 +190,46 @@ def test_wrong_format_is_told(kind, tiny: Artifact, tiny_onnx: Artifact) -> None
 
 
 def test_format_without_a_runtime_is_told(tiny_onnx: Artifact) -> None:
-    assert runners_for(Format.OPENVINO) == []
-    with pytest.raises(MachineError, match=r"no runtime here runs openvino artifacts"):
-        open_runner(replace(tiny_onnx, format=Format.OPENVINO))
+    assert runners_for(Format.TENSORRT) == []
+    with pytest.raises(MachineError, match=r"no runtime here runs tensorrt artifacts"):
+        open_runner(replace(tiny_onnx, format=Format.TENSORRT))
+
+
+def test_runtime_that_is_not_installed_is_told(tiny_openvino: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        MachineError, match=r"runs openvino artifacts\. openvino: OpenVINO is not installed\. .* pip inst"
+    ):
+        open_runner(tiny_openvino)
+
+
+def test_openvino_serves_several_threads_at_once(tiny_openvino: Artifact, noise) -> None:
+    runner, utterances = OpenVinoRunner(tiny_openvino, 1), noise(6, 16)
+    expected = [runner.run(utterance[None]) for utterance in utterances]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda utterance: runner.run(utterance[None]), utterances * 10))
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected * 10, strict=True))
+
+
+def test_openvino_keeps_the_compiled_network(
+    tiny_openvino: Artifact, noise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
+    tiny_openvino.save(tmp_path / "artifact")
+    before = sorted((tmp_path / "artifact").iterdir())
+    first, second = (load(tmp_path / "artifact", threads=1) for _ in range(2))
+    assert isinstance(first, OpenVinoRunner)
+    assert isinstance(second, OpenVinoRunner)
+    assert (first.from_cache, second.from_cache) == (False, True)
+    features = noise(1, 16)[0][None]
+    assert np.array_equal(first.run(features), second.run(features))
+    assert sorted((tmp_path / "artifact").iterdir()) == before
 
 
 def test_every_runtime_has_its_own_name() -> None:
     names = [kind.runtime for kind in RUNNERS]
     assert len(set(names)) == len(names)
-    assert {TorchRunner, OnnxRuntimeRunner} <= set(RUNNERS)
+    assert {TorchRunner, OnnxRuntimeRunner, OpenVinoRunner} <= set(RUNNERS)
 
 
 def test_recording_of_another_rate_reads_and_embeds(tiny_onnx: Artifact, tmp_path: Path) -> None:

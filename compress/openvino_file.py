@@ -1,0 +1,208 @@
+"""OpenVINO networks (IR): read, compiled for this CPU, and kept compiled. Does not import PyTorch."""
+
+import contextlib
+import importlib.util
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import CompressError, MachineError, ModelError
+from compress.files import replaced_file, sha256_of
+from compress.machine import cores, cpu_info
+
+if TYPE_CHECKING:
+    import openvino
+
+GRAPH, WEIGHTS = "model.xml", "model.bin"  # OpenVINO's own names: it looks for the weights beside the graph
+INFO = "model_info"  # where a graph keeps its metadata, as in OpenVINO's Model API
+PRECISION = "inference_precision"  # entry of it: what is not quantized is computed in f32 or bf16
+
+CACHE_VARIABLE = "COMPRESS_CACHE"
+KEPT_DAYS = 30  # a compiled network that was not loaded for so long is removed
+
+_PRECISION = re.compile(rf'<{PRECISION} value="(f32|bf16)"'.encode())
+_DIGEST = 64  # characters of the SHA-256 that a kept network begins with
+
+
+def missing() -> str | None:
+    """Why OpenVINO cannot be used here, or None when it can. Does not import it."""
+    if importlib.util.find_spec("openvino") is None:
+        return "OpenVINO is not installed. Install it: pip install openvino"
+    return None
+
+
+def need_openvino() -> None:
+    """Refuse to go on without OpenVINO.
+
+    Raises:
+        MachineError: With the command that installs it.
+    """
+    reason = missing()
+    if reason is not None:
+        raise MachineError(reason)
+
+
+def cache_folder() -> Path | None:
+    """Where compiled networks are kept: ``$COMPRESS_CACHE``, or the user's cache folder; None if that is ``off``."""
+    chosen = os.environ.get(CACHE_VARIABLE, "")
+    if chosen == "off":
+        return None
+    if chosen:
+        return Path(chosen) / "openvino"
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "compress" / "openvino"
+
+
+def precision_of(graph: bytes) -> str:
+    """What a graph asks to be computed in where it is not quantized: ``f32`` or ``bf16``."""
+    found = _PRECISION.search(graph)
+    return found.group(1).decode() if found else "f32"
+
+
+def read_network(graph: bytes, weights: bytes) -> "openvino.Model":
+    """Read an IR, or an ONNX graph with ``weights`` empty.
+
+    Raises:
+        ModelError: If OpenVINO cannot read it.
+    """
+    import openvino
+
+    try:
+        return openvino.Core().read_model(graph, weights)
+    except Exception as error:  # its exceptions are RuntimeError and private classes of the native module
+        raise ModelError(f"OpenVINO {openvino.__version__} cannot read the graph: {reason_of(error)}") from error
+
+
+def compile_network(network: "openvino.Model", threads: int | None, precision: str) -> "openvino.CompiledModel":
+    """Compile for this CPU.
+
+    Args:
+        network: With dynamic axes or without.
+        threads: None takes all cores.
+        precision: ``f32`` or ``bf16``. Left to itself, OpenVINO takes bf16 wherever the CPU has it.
+
+    Raises:
+        ModelError: If OpenVINO cannot.
+    """
+    import openvino
+
+    try:
+        return openvino.Core().compile_model(network, "CPU", configuration(threads, precision))
+    except Exception as error:
+        raise ModelError(f"OpenVINO {openvino.__version__} cannot compile the graph: {reason_of(error)}") from error
+
+
+def configuration(threads: int | None, precision: str) -> dict[str, Any]:
+    """Properties of a compiled network: one utterance at a time, and no threads tied to cores that others share."""
+    return {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": threads or cores(),
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,
+    }
+
+
+def load_network(
+    graph: bytes, weights: bytes, threads: int | None, cache: Path | None
+) -> "tuple[openvino.CompiledModel, bool]":
+    """Compile an IR, or take it from the folder of compiled networks, where it is kept from then on.
+
+    OpenVINO's own cache (``CACHE_DIR``) is not used: it raises on a folder that cannot be written, and a file in which
+    some bytes were lost gives wrong embeddings without a word.
+
+    Returns:
+        The compiled network, and whether it came from the folder.
+
+    Raises:
+        ModelError: If OpenVINO cannot read or compile it.
+    """
+    precision = precision_of(graph)
+    kept = None if cache is None else cache / f"{key_of(graph, weights, threads)}.blob"
+    blob = None if kept is None else read_kept(kept)
+    if blob is not None:
+        import openvino
+
+        with contextlib.suppress(RuntimeError):  # of a build of the same version that differs after all
+            return openvino.Core().import_model(blob, "CPU", configuration(threads, precision)), True
+    network = compile_network(read_network(graph, weights), threads, precision)
+    if kept is not None:
+        keep(kept, network.export_model().getvalue())
+    return network, False
+
+
+def key_of(graph: bytes, weights: bytes, threads: int | None) -> str:
+    """Hash of all that decides what is compiled: the network, OpenVINO, the CPU and the threads."""
+    import openvino
+
+    cpu = [cpu_info().get(name, "") for name in ("model name", "flags")]
+    parts = [sha256_of(graph), sha256_of(weights), openvino.__version__, *cpu, str(threads or cores())]
+    return sha256_of("\n".join(parts).encode())
+
+
+def read_kept(path: Path) -> bytes | None:
+    """Read a compiled network; None if it is not there or damaged."""
+    try:
+        data = path.read_bytes()
+        os.utime(path)
+    except OSError:
+        return None
+    blob = data[_DIGEST:]
+    return blob if sha256_of(blob).encode() == data[:_DIGEST] else None
+
+
+def keep(path: Path, blob: bytes) -> None:
+    """Keep a compiled network, and remove those that nobody loads; without a writable folder or space, do nothing."""
+    with contextlib.suppress(CompressError, OSError):
+        with replaced_file(path) as temporary:
+            temporary.write_bytes(sha256_of(blob).encode() + blob)
+        old = time.time() - KEPT_DAYS * 24 * 3600
+        for other in path.parent.glob("*.blob"):
+            if other.stat().st_mtime < old:
+                other.unlink()
+
+
+def run_once(folder: str, input_shape: tuple[int, ...], threads: int) -> None:
+    """Load the IR of an artifact folder and run it a few times: what a small deployed process does the first time."""
+    import numpy as np
+
+    graph, weights = ((Path(folder) / name).read_bytes() for name in (GRAPH, WEIGHTS))
+    network, _ = load_network(graph, weights, threads, None)
+    for _ in range(3):
+        network({0: np.zeros(input_shape, np.float32)})
+
+
+def executed_precisions(network: "openvino.CompiledModel") -> Mapping[str, int]:
+    """Count the weighted operators by the precision they run in, as the compiled network itself says: u8, f32, bf16.
+
+    Source: OpenVINO, "Runtime graph" (``layerType``, ``runtimePrecision`` of ``get_runtime_model``).
+    """
+    found: Counter[str] = Counter()
+    for node in network.get_runtime_model().get_ordered_ops():
+        kind = _info(node, "layerType")
+        weighted = kind in ("Convolution", "Deconvolution", "FullyConnected", "RNNCell", "RNNSeq")
+        if weighted or (
+            kind == "MatMul" and any(_info(node_of(port), "layerType") == "Const" for port in node.inputs())
+        ):
+            found[_info(node, "runtimePrecision")] += 1
+    return found
+
+
+def node_of(port: Any) -> Any:
+    """The operator that an input takes its values from."""
+    return port.get_source_output().get_node()
+
+
+def _info(node: Any, name: str) -> str:
+    info = node.get_rt_info()
+    return str(info[name].astype(str)) if name in info else ""
+
+
+def reason_of(error: BaseException) -> str:
+    """What OpenVINO's error says, without the lines that tell where in its source it was raised."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Exception from ", "While validating", "Check '"))]
+    return told[0] if told else next((line for line in lines if line), type(error).__name__)

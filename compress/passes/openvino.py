@@ -1,0 +1,263 @@
+"""OpenVINO: the graph as its IR, checked against ONNX Runtime."""
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, final, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress import openvino_file
+from compress.artifact import Artifact, Format
+from compress.errors import ModelError, SettingError
+from compress.machine import has_bf16
+from compress.openvino_file import GRAPH, INFO, PRECISION, WEIGHTS
+from compress.passes.base import Array, Context, Pass, spread
+from compress.passes.onnx_export import PARITY_SHAPES, TOLERANCE
+from compress.runners import OnnxRuntimeRunner
+from compress.vectors import cosine
+
+if TYPE_CHECKING:
+    import onnx
+    import openvino
+
+Precision = Literal["fp32", "bf16"]
+
+CHECKED_UTTERANCES = 8  # of the calibration list
+NEEDED_COSINE = {"bf16": 0.99, "int8": 0.98}  # to ONNX Runtime; kernels round INT8 in different places
+COMPUTED_IN = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's names
+
+
+@final
+@dataclass(frozen=True)
+class OpenVINO(Pass):
+    """Convert the graph for OpenVINO on CPUs: FP32 or BF16, and INT8 where it has Q/DQ."""
+
+    name: ClassVar[str] = "openvino"
+    accepts: ClassVar[Format] = Format.ONNX
+    returns: ClassVar[Format] = Format.OPENVINO
+
+    precision: Precision = "fp32"  # of everything that is not quantized
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise SettingError(
+                f"openvino.precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}."
+                " INT8 comes from a graph with Q/DQ: run ptq before."
+            )
+
+    @property
+    def calibration_utterances(self) -> int:
+        """BF16 rounds, so it is compared on real features."""
+        return CHECKED_UTTERANCES if self.precision == "bf16" else 0
+
+    def missing(self) -> str | None:
+        """What this machine lacks for the pass."""
+        return openvino_file.missing()
+
+    def precision_after(self, precision: str) -> str:
+        """INT8 stays INT8; FP32 becomes what is set.
+
+        Raises:
+            ModelError: For another precision.
+        """
+        if precision not in ("fp32", "int8"):
+            raise ModelError(f"openvino takes an fp32 or int8 graph; this one is {precision}.")
+        return precision if precision == "int8" else self.precision
+
+    def run(self, artifact: Artifact, context: Context) -> Artifact:
+        """Convert, write the metadata, compile, and compare embeddings with ONNX Runtime's."""
+        self.check_input(artifact)
+        openvino_file.need_openvino()
+        precision = self.precision_after(artifact.precision)
+        context.say("converting")
+        graph, weights = convert(artifact.onnx, COMPUTED_IN[self.precision], half=precision == "bf16")
+        context.say("compiling")
+        network, first_s, again_s = load_twice(graph, weights, context.threads)
+        context.say("comparing with ONNX Runtime")
+        agreement = check_parity(artifact, network, precision, context)
+        notes = [
+            agreement,
+            *about_precision(openvino_file.executed_precisions(network), precision, self.precision),
+            f"loads in {first_s:.2f} s, and in {again_s:.2f} s where it was compiled before",
+        ]
+        return artifact.with_files({GRAPH: graph, WEIGHTS: weights}, self.step(*notes), self.returns, precision)
+
+
+def convert(data: bytes, computed_in: str, half: bool) -> tuple[bytes, bytes]:
+    """Convert a serialized ONNX graph; the result depends on nothing else.
+
+    Args:
+        data: With its metadata, which the IR takes over.
+        computed_in: ``f32`` or ``bf16``, noted for the runner.
+        half: Store weights as FP16, which is finer than the BF16 they are computed in.
+
+    Returns:
+        Graph and weights of the IR.
+
+    Raises:
+        ModelError: If OpenVINO has no equivalent for an operator.
+    """
+    import onnx
+    import openvino
+
+    model = onnx.load_from_string(data)
+    told = {entry.key: entry.value for entry in model.metadata_props} | {PRECISION: computed_in}
+    told.pop("threshold", None)  # it was fitted on the ONNX graph's scores
+    biases_as_additions(model)
+    network = openvino_file.read_network(model.SerializeToString(), b"")
+    for key, value in sorted(told.items()):
+        network.set_rt_info(value, [INFO, key])
+    number_names(network)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / GRAPH
+        openvino.save_model(network, path, compress_to_fp16=half)
+        return path.read_bytes(), path.with_name(WEIGHTS).read_bytes()
+
+
+def biases_as_additions(model: "onnx.ModelProto") -> None:
+    """Make the bias of every convolution an addition after it, in place.
+
+    OpenVINO reads a bias as a small graph that shapes it at run time. That doubles the network, and in quantized
+    networks with a dynamic number of frames OpenVINO 2026.4.1 then computes wrongly (cosine 0.4 on CAM++).
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    made_by = {name: node for node in model.graph.node for name in node.output}
+
+    def value(name: str) -> NDArray[np.float32] | None:
+        """A float constant, or a quantized one in float."""
+        if name in tensors:
+            return numpy_helper.to_array(tensors[name])
+        maker = made_by.get(name)
+        if maker is None or maker.op_type != "DequantizeLinear" or not tensors.keys() >= set(maker.input):
+            return None
+        numbers, scale, *zero = (numpy_helper.to_array(tensors[part]).astype(np.float32) for part in maker.input)
+        return (numbers - (zero[0] if zero else 0)) * scale if scale.size in (1, numbers.size) else None
+
+    def rank(name: str) -> int | None:
+        """Of a weight, which may be quantized."""
+        maker = made_by.get(name)
+        source = maker.input[0] if maker is not None and maker.op_type == "DequantizeLinear" else name
+        return len(tensors[source].dims) if source in tensors else None
+
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.op_type != "Conv" or len(node.input) < 3 or not node.input[2]:
+            continue
+        bias, axes = value(node.input[2]), rank(node.input[1])
+        if bias is None or axes is None:
+            continue
+        result, name = node.output[0], f"{node.output[0]}_bias"
+        model.graph.initializer.append(numpy_helper.from_array(bias.reshape(-1, *[1] * (axes - 2)), name))
+        del node.input[2]
+        node.output[0] = f"{result}_without_bias"
+        nodes.append(onnx.helper.make_node("Add", [node.output[0], name], [result], f"{node.name}_bias"))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def number_names(network: "openvino.Model") -> None:
+    """Name anew what OpenVINO named by a counter of the process, so that the same graph gives the same file."""
+    for number, operator in enumerate(network.get_ordered_ops()):
+        kind = operator.get_type_name()
+        name = operator.get_friendly_name()
+        if name.startswith(f"{kind}_") and name.removeprefix(f"{kind}_").isdecimal():
+            operator.set_friendly_name(f"{kind}_{number}")
+
+
+def load_twice(graph: bytes, weights: bytes, threads: int) -> "tuple[openvino.CompiledModel, float, float]":
+    """Load an IR compiling it, then as it was kept; gives the latter and the seconds that both took."""
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(2):
+            started = time.monotonic()
+            network, _ = openvino_file.load_network(graph, weights, threads, Path(folder))
+            seconds.append(time.monotonic() - started)
+    return network, seconds[0], seconds[1]
+
+
+def check_parity(artifact: Artifact, network: "openvino.CompiledModel", precision: str, context: Context) -> str:
+    """Compare embeddings with those of ONNX Runtime; gives a note.
+
+    Raises:
+        ModelError: If they differ, or OpenVINO cannot run the graph.
+    """
+    runner = OnnxRuntimeRunner(artifact, context.threads)
+    noise = list(noise_for(artifact))
+    embeddings = [(run(network, inputs), runner.run(inputs)) for inputs in noise]
+    shapes = ", ".join(f"{batch}x{frames}" for batch, frames in PARITY_SHAPES)
+    if precision == "fp32":
+        worst = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in embeddings)
+        if not worst <= TOLERANCE:
+            raise ModelError(
+                f"openvino: embeddings differ from ONNX Runtime's by {worst:.1e} of the largest value (allowed"
+                f" {TOLERANCE:.0e}). The graph was not converted; report it with its code."
+            )
+        return f"equals ONNX Runtime to {worst:.0e} at (batch x frames) {shapes}"
+    on = f"noise, {shapes}"
+    if context.calibration:
+        chosen = spread(context.calibration, min(CHECKED_UTTERANCES, len(context.calibration)))
+        speech = [load()[None] for load in chosen]
+        embeddings = [(run(network, inputs), runner.run(inputs)) for inputs in speech]
+        on = f"{len(speech)} calibration utterances"
+    lowest, mean = cosines(embeddings)
+    if not lowest >= NEEDED_COSINE[precision]:
+        raise ModelError(
+            f"openvino: embeddings differ from ONNX Runtime's, cosine {lowest:.4f} (needed {NEEDED_COSINE[precision]}),"
+            f" on {on}. The graph was not converted; set precision=fp32, or quantize less."
+        )
+    return f"cosine to ONNX Runtime {mean:.5f} in the mean, {lowest:.5f} at least, on {on}"
+
+
+def noise_for(artifact: Artifact) -> Iterator[Array]:
+    """What the network takes, of several batch sizes and lengths."""
+    rng = np.random.default_rng(0)
+    for batch, frames in PARITY_SHAPES:
+        yield rng.standard_normal(artifact.front_end.input_shape(batch, frames), dtype=np.float32)
+
+
+def run(network: "openvino.CompiledModel", inputs: Array) -> Array:
+    """Embeddings of a batch.
+
+    Raises:
+        ModelError: If OpenVINO cannot run the graph on this batch and length.
+    """
+    try:
+        embeddings: Array = network({0: np.ascontiguousarray(inputs)})[0]
+        reason = "" if len(embeddings) == len(inputs) else f"{len(embeddings)} embeddings come out"
+    except RuntimeError as error:
+        reason = openvino_file.reason_of(error)
+    if reason:
+        raise ModelError(
+            f"openvino: OpenVINO does not run the graph on {len(inputs)} inputs of shape {list(inputs.shape[1:])}"
+            f" ({reason}); ONNX Runtime does. An average pooling over more frames than the input has is one cause."
+        )
+    return embeddings
+
+
+def cosines(embeddings: Sequence[tuple[Array, Array]]) -> tuple[float, float]:
+    """Lowest and mean cosine between rows of pairs (batch, embedding_size)."""
+    values = [cosine(x, y) for a, b in embeddings for x, y in zip(a, b, strict=True)]
+    return min(values), float(np.mean(values))
+
+
+def about_precision(executed: Mapping[str, int], precision: str, elsewhere: str) -> list[str]:
+    """What the weighted operators run in here, and what is to be known of BF16."""
+    wanted = {"fp32": ("f32",), "bf16": ("bf16",), "int8": ("u8", "i8")}[precision]
+    done, weighted = sum(executed.get(name, 0) for name in wanted), sum(executed.values())
+    notes = [f"{done} of {weighted} weighted operators run in {precision.upper()} here"]
+    if precision == "int8":
+        notes[0] += f", everything else in {elsewhere.upper()}"
+    if elsewhere == "bf16" and not has_bf16():
+        notes.append(
+            "this CPU has no BF16 instructions: OpenVINO imitates them with AVX-512 and computes in FP32 elsewhere, so"
+            " nothing is gained here"
+        )
+    return notes

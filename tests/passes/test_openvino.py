@@ -1,0 +1,166 @@
+"""The OpenVINO pass: the same embeddings, metadata, deterministic files, and INT8 that is really run."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from compress import openvino_file
+from compress.artifact import Artifact, Format, FrontEnd
+from compress.errors import MachineError, ModelError, SettingError
+from compress.onnx_file import open_session
+from compress.passes import Context, OpenVINO
+from compress.passes import openvino as module
+from compress.passes.openvino import about_precision, biases_as_additions, convert
+
+pytest.importorskip("openvino")
+
+
+def test_float_graph_equals_onnx_runtime_and_says_so(tiny_openvino: Artifact) -> None:
+    assert (tiny_openvino.format, tiny_openvino.precision) == (Format.OPENVINO, "fp32")
+    equals, ran, loads = tiny_openvino.history[-1].notes
+    error = float(re.match(r"equals ONNX Runtime to (\S+) at \(batch x frames\) 1x200, 3x345, ", equals)[1])
+    assert 0 <= error <= 1e-4
+    assert re.fullmatch(r"(\d+) of \1 weighted operators run in FP32 here", ran)
+    assert re.fullmatch(r"loads in \d+\.\d\d s, and in \d+\.\d\d s where it was compiled before", loads)
+
+
+def test_bf16_halves_the_file_and_is_compared_on_calibration_audio(
+    tiny_openvino: Artifact, tiny_bf16: Artifact
+) -> None:
+    assert tiny_bf16.precision == "bf16"
+    weights = [len(artifact.files["model.bin"]) for artifact in (tiny_openvino, tiny_bf16)]
+    assert 0.45 < weights[1] / weights[0] < 0.6
+    assert openvino_file.precision_of(tiny_bf16.files["model.xml"]) == "bf16"
+    assert tiny_bf16.history[-1].notes[0].endswith("on 8 calibration utterances")
+
+
+def test_bf16_without_calibration_audio_is_compared_on_noise(tiny_onnx: Artifact) -> None:
+    note = OpenVINO(precision="bf16").run(tiny_onnx, Context()).history[-1].notes[0]
+    assert note.endswith("on noise, 1x200, 3x345, 1x97, 2x100, 4x1001")
+
+
+def test_quantized_graph_runs_in_int8(tiny_int8: Artifact, tiny_openvino_int8: Artifact) -> None:
+    assert tiny_openvino_int8.precision == "int8"
+    ran = tiny_openvino_int8.history[-1].notes[1]
+    assert re.fullmatch(r"(\d+) of \1 weighted operators run in INT8 here, everything else in FP32", ran)
+    assert len(tiny_openvino_int8.files["model.bin"]) < 1.3 * tiny_int8.params  # a byte for each
+
+
+def test_metadata_is_taken_over(tiny_onnx: Artifact, tiny_openvino: Artifact) -> None:
+    told = {entry.key: entry.value for entry in onnx.load_from_string(tiny_onnx.onnx).metadata_props}
+    network = openvino_file.read_network(tiny_openvino.files["model.xml"], tiny_openvino.files["model.bin"])
+    found = network.get_rt_info(["model_info"]).value
+    assert told.keys() >= {"task", "sample_rate"}
+    assert found == told | {"inference_precision": "f32"}
+
+
+def test_folder_is_read_back_with_batch_and_frames_free(tiny_openvino: Artifact, tmp_path: Path) -> None:
+    tiny_openvino.save(tmp_path / "artifact")
+    stored = Artifact.load(tmp_path / "artifact")
+    assert (stored.sha256, stored.history) == (tiny_openvino.sha256, tiny_openvino.history)
+    network = openvino_file.read_network(stored.files["model.xml"], stored.files["model.bin"])
+    shape = network.input(0).get_partial_shape()
+    assert [axis.is_dynamic for axis in shape] == [True, True, False]
+
+
+@pytest.mark.parametrize("name", ["model.xml", "model.bin"])
+def test_folder_without_one_of_its_files_is_refused(tiny_openvino: Artifact, tmp_path: Path, name: str) -> None:
+    files = {other: data for other, data in tiny_openvino.files.items() if other != name}
+    broken = tiny_openvino.with_files(files, tiny_openvino.history[-1], Format.OPENVINO, "fp32")
+    broken.save(tmp_path / "artifact")
+    with pytest.raises(ModelError, match=rf"artifact\.json is damaged: it lists no {re.escape(name)}"):
+        Artifact.load(tmp_path / "artifact")
+
+
+def test_network_that_differs_is_refused(tiny_onnx: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = module.run
+    monkeypatch.setattr(module, "run", lambda network, inputs: right(network, inputs) * 1.001)
+    with pytest.raises(ModelError, match=r"embeddings differ from ONNX Runtime's by 1\.0e-03 of the largest value"):
+        OpenVINO().run(tiny_onnx, Context())
+    monkeypatch.setattr(module, "run", lambda network, inputs: right(network, inputs)[:, ::-1])
+    with pytest.raises(ModelError, match=r"cosine -?\d\.\d+ \(needed 0\.99\), on noise.*set precision=fp32"):
+        OpenVINO(precision="bf16").run(tiny_onnx, Context())
+
+
+def test_precision_that_is_not_known_is_told() -> None:
+    with pytest.raises(
+        SettingError, match=r"must be one of fp32, bf16, got 'int8'\. INT8 comes from a graph with Q/DQ"
+    ):
+        OpenVINO(precision="int8")  # type: ignore[arg-type]
+
+
+def test_precision_of_the_result_is_known_before() -> None:
+    assert OpenVINO(precision="bf16").precision_after("fp32") == "bf16"
+    assert OpenVINO(precision="bf16").precision_after("int8") == "int8"
+    with pytest.raises(ModelError, match=r"openvino takes an fp32 or int8 graph; this one is fp16"):
+        OpenVINO().precision_after("fp16")
+
+
+def test_without_the_package_the_command_is_told(tiny_onnx: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_file.importlib.util, "find_spec", lambda name: None)
+    assert OpenVINO().missing() == "OpenVINO is not installed. Install it: pip install openvino"
+    with pytest.raises(MachineError, match="pip install openvino"):
+        OpenVINO().run(tiny_onnx, Context())
+
+
+def test_cpu_without_bf16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, notes in ((True, 1), (False, 2)):
+        monkeypatch.setattr(module, "has_bf16", lambda has=has: has)
+        assert len(about_precision({"bf16": 3}, "bf16", "bf16")) == notes
+        assert len(about_precision({"f32": 3}, "fp32", "fp32")) == 1
+    assert "this CPU has no BF16 instructions" in about_precision({"u8": 3}, "int8", "bf16")[1]
+    assert about_precision({"u8": 3, "f32": 1}, "int8", "bf16")[0] == (
+        "3 of 4 weighted operators run in INT8 here, everything else in BF16"
+    )
+
+
+def pooled(frames: int) -> onnx.ModelProto:
+    """Averages over windows of so many frames: of a shorter input nothing is left."""
+    nodes = [
+        helper.make_node("Transpose", ["feats"], ["turned"], perm=[0, 2, 1]),
+        helper.make_node("AveragePool", ["turned"], ["means"], kernel_shape=[frames], strides=[frames], ceil_mode=1),
+        helper.make_node("ReduceMean", ["means", "axes"], ["embedding"], keepdims=0),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("feats", ["batch", "frames", 16]), ("embedding", ["batch", 16]))
+    ]
+    weights = [numpy_helper.from_array(np.array([2]), "axes")]
+    graph = helper.make_graph(nodes, "pooled", ends[:1], ends[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def test_graph_that_does_not_run_on_short_utterances_is_refused() -> None:
+    artifact = Artifact(
+        Format.ONNX,
+        "sv",
+        "fp32",
+        FrontEnd(num_mel_bins=16),
+        16,
+        1,
+        None,
+        files={"model.onnx": pooled(300).SerializeToString()},
+    )
+    with pytest.raises(ModelError, match=r"does not run the graph on 1 inputs of shape \[200, 16\] \("):
+        OpenVINO().run(artifact, Context())
+
+
+def test_biases_become_additions_and_nothing_else_changes(tiny_int8: Artifact) -> None:
+    model = onnx.load_from_string(tiny_int8.onnx)
+    biases_as_additions(model)
+    onnx.checker.check_model(model)
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    assert convolutions
+    assert all(len(node.input) == 2 for node in convolutions)
+    features = np.random.default_rng(0).standard_normal((2, 50, 16)).astype(np.float32)
+    sessions = [open_session(data, 1) for data in (tiny_int8.onnx, model.SerializeToString())]
+    before, after = (session.run(None, {"feats": features})[0] for session in sessions)
+    assert np.abs(before - after).max() <= 0.05 * np.abs(before).max()  # INT8 rounds elsewhere
+
+
+def test_files_depend_on_the_graph_alone(tiny_int8: Artifact) -> None:
+    assert convert(tiny_int8.onnx, "f32", half=False) == convert(tiny_int8.onnx, "f32", half=False)
