@@ -90,7 +90,8 @@ class Tensor:
                 first, end = {"entropy": methods.entropy, "mse": methods.mse}[method](values, symmetric)
             if symmetric:
                 first = -end
-            clipped = 1 - float(counts[HALF + first : HALF + end].sum() / counts.sum())
+            total = int(counts.sum())
+            clipped = (total - int(counts[HALF + first : HALF + end].sum())) / total
             low, high = max(low, first * width), min(high, end * width)
         if symmetric:
             high = max(-low, high)
