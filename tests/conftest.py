@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from compress.artifact import Artifact, FrontEnd
 from compress.data import DataFolder, embedded_data
 from compress.models.campplus import CAMPPlus
-from compress.passes import PTQ, TRT, Context, Onnx, OpenVINO, Prune
+from compress.passes import PTQ, TRT, Context, Onnx, OpenVINO, Prune, onnx_export
 from compress.pipeline import RunConfig, run
 
 REPOSITORY = Path(__file__).parent.parent
@@ -103,6 +103,14 @@ def tiny_context(noise) -> Context:
 @pytest.fixture(scope="session")
 def tiny_onnx(tiny: Artifact) -> Artifact:
     return Onnx().run(tiny, Context())
+
+
+@pytest.fixture(scope="session")
+def tiny_waveform(tiny: Artifact, tiny_onnx: Artifact) -> Artifact:
+    """The tiny network with the front end in its graph; the network itself is not exported anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_export, "export", lambda *_: onnx.load_from_string(tiny_onnx.onnx))
+        return Onnx(waveform=True).run(tiny, Context())
 
 
 @pytest.fixture(scope="session")
