@@ -67,8 +67,6 @@ class Tensor:
 
     def add(self, values: Array, count: bool) -> bool:
         """Take in the values of a run, counting them only on request; False if one is NaN or infinite."""
-        if values.size == 0:
-            return True
         low, high = float(values.min()), float(values.max())  # NaN if there is one
         if not (math.isfinite(low) and math.isfinite(high)):
             return False
@@ -168,8 +166,8 @@ def _open(model: "onnx.ModelProto", tensors: Sequence[str], threads: int) -> "on
 
 def _run(session: "onnxruntime.InferenceSession", piece: Array, number: int) -> list[Array]:
     given = session.get_inputs()[0]
-    bins = given.shape[2]
-    if piece.ndim != 2 or (isinstance(bins, int) and piece.shape[1] != bins):
+    bins = given.shape[-1]
+    if piece.ndim != 2 or not len(piece) or (isinstance(bins, int) and piece.shape[1] != bins):
         raise InputError(
             f"calibration utterance {number} has features of shape {piece.shape}; (frames, {bins}) are needed."
         )

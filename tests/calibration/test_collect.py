@@ -135,6 +135,8 @@ def test_broken_features_are_told(model: onnx.ModelProto, utterances) -> None:
         InputError, match=r"calibration utterance 1 has features of shape \(90, 40\); \(frames, 80\) are needed"
     ):
         collect_ranges(model, TENSORS, [utterances[0][:, :40]])
+    with pytest.raises(InputError, match=r"features of shape \(0, 80\); \(frames, 80\) are needed"):
+        collect_ranges(model, TENSORS, [utterances[0][:0]])
 
 
 def test_no_utterances_are_told(model: onnx.ModelProto) -> None:
