@@ -21,7 +21,7 @@ COMMANDS = {
     "verify": ("compress.cli.inspect", "Compare the speakers of two audio files."),
     "passes": ("compress.cli.lists", "List the passes and their settings."),
     "models": ("compress.cli.lists", "List the networks known by name."),
-    "doctor": ("compress.cli.lists", "Tell what this machine can run, and what is missing."),
+    "doctor": ("compress.cli.doctor", "Tell what this machine can run, what is missing, and whether INT8 pays."),
     "data": ("compress.cli.data", "Check data folders; make them from corpora."),
     "train": ("compress.cli.train", "Train a network from a recipe."),
 }

@@ -1,4 +1,4 @@
-"""``passes``, ``models`` and ``doctor``."""
+"""``passes`` and ``models``."""
 
 from collections.abc import Callable
 
@@ -22,14 +22,3 @@ def test_models_says_which_have_weights(cli: Callable) -> None:
         line = next(line for line in out.splitlines() if line.startswith(name))
         assert network.task in line
         assert ("embedded trained weights" in line) == (network.weights is not None)
-
-
-def test_doctor_tells_of_the_machine(cli: Callable) -> None:
-    code, out, _ = cli("doctor")
-    assert code == 0
-    lines = {line[:18].strip(): line[18:] for line in out.splitlines()}
-    assert {"compress", "cpu", "int8 on this cpu", "torch", "onnxruntime", "nvidia driver", "gpus", "trtexec"} <= set(
-        lines
-    )
-    assert all(lines.values())
-    assert lines["torch"][0].isdigit()
