@@ -1,6 +1,7 @@
 """Export to ONNX: equal to PyTorch at every shape, with nothing of this machine in the file."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compress.artifact import Artifact, FrontEnd
-from compress.errors import ModelError, SettingError
+from compress.cli.inspect import golden_cosine
+from compress.data import DataFolder
+from compress.errors import InputError, ModelError, SettingError
+from compress.front_end_graph import join_front_end, split_front_end
 from compress.models import ARCHITECTURES
-from compress.passes import Context, Onnx
-from compress.passes.onnx_export import PARITY_SHAPES
+from compress.models.fsmn_vad import FSMNVAD
+from compress.onnx_file import open_session
+from compress.passes import TRT, Context, Onnx, onnx_export
+from compress.passes.onnx_export import FRONT_END_COSINE, PARITY_SHAPES, export, front_end_parity
 from compress.passes.recovery import reestimate_batch_norm
-from compress.runners import OnnxRuntimeRunner, TorchRunner
+from compress.runners import OnnxRuntimeRunner, TorchRunner, golden_outputs, load
 from compress.surgery import choose_channels, l1_scores, remove_channels, trace
+from compress.vectors import cosine
 
 FRONT_END = FrontEnd(num_mel_bins=16)
 
@@ -101,6 +108,7 @@ def test_every_opset_is_written_as_asked(tiny: Artifact, opset: int) -> None:
     result = Onnx(opset=opset).run(tiny, Context())
     graph = onnx.load_from_string(result.onnx)
     assert [entry.version for entry in graph.opset_import if entry.domain == ""] == [opset]
+    assert graph.ir_version == {18: 8, 20: 9, 23: 11}[opset]  # ONNX Runtime 1.17 refuses versions above 9
     onnx.checker.check_model(graph, full_check=True)
 
 
@@ -220,3 +228,126 @@ def test_recurrent_network_stays_whole_and_free_in_its_frames(opset: int) -> Non
     axes = [axis.dim_param or axis.dim_value for axis in graph.graph.input[0].type.tensor_type.shape.dim]
     assert axes == ["batch", "frames", 16]
     assert "1x97" in exported.history[-1].notes[0]
+
+
+def voice(duration_s: float, seed: int = 0) -> np.ndarray:
+    """A gliding tone with harmonics, pauses and a noise 60 dB below it, at 16 kHz."""
+    rng, time = np.random.default_rng(seed), np.arange(int(duration_s * 16000)) / 16000
+    phase = 2 * np.pi * np.cumsum(120 + 40 * np.sin(3 * time)) / 16000
+    tone = sum(np.sin(k * phase) / k for k in range(1, 20))
+    return (0.1 * tone * (np.sin(5 * time) > -0.5) + 1e-4 * rng.standard_normal(len(time))).astype(np.float32)
+
+
+@settings(deadline=None, max_examples=12)
+@given(duration_s=st.floats(0.5, 30), seed=st.integers(0, 9))
+def test_front_end_in_the_graph_gives_the_embedding_of_the_one_in_python(
+    tiny_onnx: Artifact, tiny_waveform: Artifact, duration_s: float, seed: int
+) -> None:
+    waveform = voice(duration_s, seed)
+    expected, found = (OnnxRuntimeRunner(a, 1).embed(waveform, 16000) for a in (tiny_onnx, tiny_waveform))
+    assert cosine(found, expected) >= 0.9999
+    assert relative_error(found, expected) <= 1e-3
+
+
+@pytest.mark.slow
+def test_front_end_in_the_graph_of_campplus_on_speech(campplus: Artifact, campplus_onnx: Artifact, bench_data) -> None:
+    folder = DataFolder.read(bench_data / "speechocean762" / "dev")
+    speech = np.concatenate([folder.waveform(utterance, 16000) for utterance in folder.utterances[:20]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_export, "export", lambda *_: onnx.load_from_string(campplus_onnx.onnx))
+        inside = Onnx(waveform=True).run(campplus, Context())
+    runners = OnnxRuntimeRunner(campplus_onnx, 1), OnnxRuntimeRunner(inside, 1)
+    for duration_s in (0.5, 0.77, 1.0, 2.345, 3.0, 5.5, 10.0, 30.0):
+        expected, found = (runner.embed(speech[: int(duration_s * 16000)], 16000) for runner in runners)
+        assert cosine(found, expected) >= 0.9999, duration_s
+
+
+def test_graph_with_the_front_end_takes_waveforms(tiny_waveform: Artifact) -> None:
+    graph = onnx.load_from_string(tiny_waveform.onnx).graph
+    axes = [axis.dim_param or axis.dim_value for axis in graph.input[0].type.tensor_type.shape.dim]
+    assert (graph.input[0].name, axes) == ("waveform", ["batch", "samples"])
+    assert tiny_waveform.front_end.in_graph
+    assert "the front end is in the graph: cosine 1.0" in tiny_waveform.history[-1].notes[1]
+    waveforms = np.stack([voice(1.0, seed) for seed in range(3)])
+    runner = OnnxRuntimeRunner(tiny_waveform, 1)
+    for one, waveform in zip(runner.run(waveforms), waveforms, strict=True):
+        np.testing.assert_allclose(one, runner.embed(waveform, 16000), rtol=1e-4, atol=1e-5)
+
+
+def test_artifact_with_its_front_end_in_the_graph_is_used_as_any_other(
+    tiny_waveform, tiny_onnx, tmp_path: Path
+) -> None:
+    runner = OnnxRuntimeRunner(tiny_waveform, 1)
+    golden = golden_outputs(runner, [voice(1.0), voice(2.0)])
+    assert golden.keys() == {"waveform_0", "embedding_0", "waveform_1", "embedding_1"}
+    replace(tiny_waveform, golden=golden).save(tmp_path / "artifact")
+    loaded = Artifact.load(tmp_path / "artifact")
+    assert loaded.front_end == tiny_waveform.front_end
+    assert golden_cosine(OnnxRuntimeRunner(loaded, 1), loaded) >= 0.999999
+    expected = OnnxRuntimeRunner(tiny_onnx, 1).embed(voice(1.5), 16000)
+    for source in (tmp_path / "artifact", tmp_path / "artifact" / "model.onnx"):
+        assert cosine(load(source, 1).embed(voice(1.5), 16000), expected) >= 0.9999
+    with pytest.raises(InputError, match=r"0\.025 s \(1 frames\) is too short for an embedding"):
+        load(tmp_path / "artifact").embed(voice(0.025), 16000)
+
+
+def test_file_with_the_front_end_opens_as_it_was_made(tiny_waveform: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(tiny_waveform.onnx)
+    opened = Artifact.open(tmp_path / "model.onnx")
+    assert opened.front_end == tiny_waveform.front_end
+    assert opened.embedding_size == tiny_waveform.embedding_size
+    model = onnx.load_from_string(tiny_waveform.onnx)
+    del model.metadata_props[:]
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    with pytest.raises(ModelError, match=r"takes a waveform; .* metadata must tell num_mel_bins"):
+        Artifact.open(tmp_path / "model.onnx")
+
+
+def test_wrong_front_end_is_not_let_through(tiny: Artifact, tiny_onnx: Artifact, tiny_waveform: Artifact) -> None:
+    model = onnx.load_from_string(tiny_waveform.onnx)
+    (log,) = [node for node in model.graph.node if node.op_type == "Log"]
+    log.op_type = "Sqrt"
+    wrong = replace(tiny_waveform, files={"model.onnx": model.SerializeToString()})
+    assert front_end_parity(tiny_onnx, wrong, 1) < FRONT_END_COSINE <= front_end_parity(tiny_onnx, tiny_waveform, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_export, "export", lambda *_: onnx.load_from_string(tiny_onnx.onnx))
+        patch.setattr(onnx_export, "join_front_end", lambda front, network: model)
+        with pytest.raises(ModelError, match=r"onnx: with the front end in the graph, embeddings have cosine -?0\."):
+            Onnx(waveform=True).run(tiny, Context())
+
+
+def test_metadata_does_not_promise_features_to_sherpa_where_they_are_computed_inside(
+    campplus: Artifact, tiny_waveform: Artifact
+) -> None:
+    model = onnx.load_from_string(tiny_waveform.onnx)
+    inside = replace(campplus, front_end=replace(campplus.front_end, in_graph=True))
+    onnx_export.add_metadata(model, inside)
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    assert not {"framework", "language"} & told.keys()
+    assert (told["num_mel_bins"], told["sample_rate"], told["output_dim"]) == ("80", "16000", "192")
+
+
+def test_quantized_network_gets_its_front_end_back(tiny_waveform: Artifact, tiny_int8: Artifact) -> None:
+    front, _ = split_front_end(onnx.load_from_string(tiny_waveform.onnx))
+    assert front is not None
+    joined = join_front_end(front, onnx.load_from_string(tiny_int8.onnx))
+    inside = replace(tiny_waveform, files={"model.onnx": joined.SerializeToString()})
+    expected, found = (OnnxRuntimeRunner(a, 1).embed(voice(2.0), 16000) for a in (tiny_int8, inside))
+    assert cosine(found, expected) >= 0.999
+
+
+def test_tensorrt_refuses_a_front_end_in_the_graph(tiny_waveform: Artifact) -> None:
+    with pytest.raises(ModelError, match=r"trt: the front end is in the graph, .* Export without onnx\.waveform"):
+        TRT().run(tiny_waveform, Context())
+
+
+def test_fsmn_vad_exports_with_free_batch_and_frames() -> None:
+    torch.manual_seed(0)
+    network = FSMNVAD(40, 12, 2, 16, 8, 5, 2, 1, 1, 12, 6).eval()
+    graph = export(network, 40, 18)
+    session = open_session(graph.SerializeToString(), 1)
+    for batch, frames in ((1, 3), (1, 97), (3, 41)):
+        features = features_of(batch, frames, 40)
+        with torch.no_grad():
+            expected = network(torch.from_numpy(features)).numpy()
+        assert relative_error(session.run(None, {"feats": features})[0], expected) <= 1e-4
