@@ -7,14 +7,16 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results.md"
 HEAD = "# Results\n\nTensorRT on T4 and Jetson: not measured.\n"
 
 
-def write_section(script: str, text: str) -> None:
+def write_section(script: str, text: str, part: str = "") -> None:
     """Put a section in the place of the one that the same script wrote before, or at the end.
 
     Args:
         script: Name of the benchmark, such as ``main_job``; the section says that it made it.
         text: Markdown.
+        part: Where a script writes several sections, which of them.
     """
-    start, end = f"<!-- {script} -->", f"<!-- /{script} -->"
+    name = f"{script} {part}".strip()
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     section = f"{start}\nMade by `python benchmarks/{script}.py`.\n\n{text.strip()}\n{end}\n"
     written = RESULTS.read_text(encoding="utf-8") if RESULTS.is_file() else HEAD
     old = re.compile(rf"{re.escape(start)}.*?{re.escape(end)}\n", re.DOTALL)
