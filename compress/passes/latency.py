@@ -1,12 +1,14 @@
 """Prune until a fraction of the latency is saved: candidates are built, exported and timed on this machine.
 
 Latency cannot be counted: kernels work in blocks of channels, and much of the time goes to operators without
-arithmetic. So it is measured, at a few levels of one schedule, and multiply-accumulates tell where to measure next.
+arithmetic. So it is measured, at a few levels of one course, and multiply-accumulates tell where to measure next.
 """
 
+import bisect
+import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +20,13 @@ from compress.passes.base import Array
 from compress.passes.onnx_export import INPUT, Onnx, export
 from compress.surgery.counting import Counter
 from compress.surgery.labels import IntArray
-from compress.surgery.selection import Schedule, meet
+from compress.surgery.selection import Bounty, Schedule, meet
 
 MEASUREMENTS = 8  # candidates that are built at most
 TOLERANCE = 0.01  # of the dense network's latency
 ROUNDS = 15  # at least
 BUDGET_S = 3.0  # for the rounds of one candidate
+PRICES = tuple(float(price) for price in np.geomspace(0.01, 1000, 41))  # predicted loss for all multiply-accumulates
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,23 @@ class Level:
     macs: float
     saved: float
     positions: IntArray
+
+
+@dataclass(frozen=True)
+class Course:
+    """Networks from slow to fast.
+
+    Attributes:
+        slowest: Its level.
+        fastest: Its positions.
+        macs: The fraction of the multiply-accumulates that is removed at positions.
+        at: The positions at which a fraction of them is removed, as nearly as there are some.
+    """
+
+    slowest: Level
+    fastest: IntArray
+    macs: Callable[[IntArray], float]
+    at: Callable[[float], IntArray]
 
 
 class Stopwatch:
@@ -75,45 +95,107 @@ class Stopwatch:
         return time.thread_time() - start
 
 
-def meet_latency(
-    schedule: Schedule,
+def whole_course(schedule: Schedule, macs: Counter) -> Course:
+    """From the dense network along a schedule to its end."""
+    removed = removed_fraction(schedule, macs)
+    return Course(
+        Level(0.0, 0.0, schedule.start),
+        schedule.end,
+        removed,
+        lambda fraction: meet(schedule, macs, fraction, "") if fraction < removed(schedule.end) else schedule.end,
+    )
+
+
+def course_within(
+    schedule_with: Callable[[Bounty], Schedule],
     macs: Counter,
-    ratio: float,
+    meets: Callable[[Schedule], IntArray],
     saved: Callable[[IntArray], float],
-    say: Callable[[str], None],
-    words: str,
-) -> Level:
-    """Search a schedule for the level at which ``ratio`` of the latency is saved.
+) -> Course:
+    """Networks that all meet a target which can be counted, from that of the least predicted loss to faster ones.
 
     Args:
-        schedule: In which order groups are narrowed.
-        macs: Counts multiply-accumulates.
+        schedule_with: Makes the schedule with a bounty on multiply-accumulates; the higher, the more of them go.
+        macs: Counts them.
+        meets: The positions of a schedule at which the target is met.
+        saved: As for ``meet_latency``.
+    """
+
+    @functools.cache
+    def schedule(step: int) -> Schedule:
+        """At one price of ``PRICES``; at -1 without a bounty."""
+        return schedule_with(Bounty(macs, PRICES[step] if step >= 0 else 0.0))
+
+    @functools.cache
+    def positions(step: int, begun: int = 0) -> IntArray:
+        """Where the target is met: at one price, the first steps in the order of the next higher one."""
+        return meets(spliced(schedule(step + 1), begun, schedule(step)) if begun else schedule(step))
+
+    def at(fraction: float) -> IntArray:
+        last = len(PRICES) - 1
+        step = bisect.bisect_left(range(last), fraction, key=lambda step: removed(positions(step))) - 1
+        low, high = 0, len(schedule(step).order)
+        tried = [positions(step), positions(step + 1)]
+        while high - low > 1:
+            middle = (low + high) // 2
+            tried.append(positions(step, middle))
+            low, high = (middle, high) if removed(tried[-1]) < fraction else (low, middle)
+        return min(tried, key=lambda state: abs(removed(state) - fraction))
+
+    removed = removed_fraction(schedule(-1), macs)
+    slowest = Level(removed(positions(-1)), saved(positions(-1)), positions(-1))
+    return Course(slowest, positions(len(PRICES) - 1), removed, at)
+
+
+def spliced(first: Schedule, count: int, rest: Schedule) -> Schedule:
+    """The schedule that takes so many steps of one and then those of another that are left."""
+    ahead = first.after(count)
+    left = []
+    for bundle in rest.order.tolist():
+        ahead[bundle] -= 1
+        if ahead[bundle] < 0:
+            left.append(bundle)
+    return replace(rest, order=np.array([*first.order[:count], *left], dtype=np.int64))
+
+
+def removed_fraction(schedule: Schedule, counter: Counter) -> Callable[[IntArray], float]:
+    """The fraction of what a counter counts that is gone at positions."""
+    whole = max(1, counter.count(schedule.removed(schedule.start)))
+    return lambda positions: 1 - counter.count(schedule.removed(positions)) / whole
+
+
+def meet_latency(
+    course: Course, ratio: float, saved: Callable[[IntArray], float], say: Callable[[str], None], words: str
+) -> Level:
+    """Search a course for the level at which ``ratio`` of the latency is saved.
+
+    Args:
+        course: The networks to choose from.
         ratio: Fraction of the latency to save.
         saved: Builds and times the network at positions of the schedule; gives the fraction that is saved.
         say: Told each measurement.
         words: How the target was asked for, for the error.
 
     Returns:
-        Of the levels measured, that which comes nearest.
+        Of the levels measured, that which comes nearest; the slowest if it is fast enough.
 
     Raises:
-        SettingError: If the smallest widths save less; tells how much they do.
+        SettingError: If the fastest saves less; tells how much it does.
     """
-    whole, least = (macs.count(schedule.removed(positions)) for positions in (schedule.start, schedule.end))
-    most = 1 - least / max(1, whole)
-    levels = [Level(0.0, 0.0, schedule.start)]
+    levels = [course.slowest]
+    if course.slowest.saved >= ratio:
+        return course.slowest
     for number in range(MEASUREMENTS):
         if min(abs(level.saved - ratio) for level in levels) <= TOLERANCE:
             break
-        fraction = next_fraction(levels, ratio, most)
-        positions = meet(schedule, macs, fraction, words) if fraction < most else schedule.end
+        positions = course.at(next_fraction(levels, ratio, course.macs(course.fastest)))
         if any((level.positions == positions).all() for level in levels):
             break  # there is no level between
-        removed = 1 - macs.count(schedule.removed(positions)) / max(1, whole)
-        levels.append(Level(removed, saved(positions), positions))
-        say(f"measurement {number + 1}: {removed:.1%} fewer multiply-accumulates save {levels[-1].saved:.1%} latency")
+        levels.append(Level(course.macs(positions), saved(positions), positions))
+        removed, gain = levels[-1].macs, levels[-1].saved
+        say(f"measurement {number + 1}: {removed:.1%} fewer multiply-accumulates save {gain:.1%} latency")
     best = min(levels, key=lambda level: abs(level.saved - ratio))
-    if best.saved < ratio - TOLERANCE and (levels[-1].positions == schedule.end).all():
+    if best.saved < ratio - TOLERANCE and (levels[-1].positions == course.fastest).all():
         raise SettingError(
             f"{words} cannot be reached: the smallest widths save {levels[-1].saved:.3f} of the latency on this"
             " machine. Ask for less, keep fewer layers, or lower round_to."

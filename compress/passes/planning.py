@@ -1,6 +1,6 @@
 """Which channels a prune pass removes: scores, sensitivities and targets brought together for one network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from compress.artifact import MACS_SECONDS, Artifact
 from compress.errors import InputError, SettingError
+from compress.files import read_json
+from compress.models import architecture
 from compress.passes.base import Array, Cell, Context, spread
-from compress.passes.latency import Stopwatch, meet_latency
+from compress.passes.latency import Stopwatch, course_within, meet_latency, whole_course
 from compress.passes.targets import macs_counter, target_of
 from compress.surgery import (
     ChannelGraph,
@@ -35,7 +37,7 @@ from compress.surgery import (
 )
 from compress.surgery.labels import IntArray
 from compress.surgery.scores import Scores
-from compress.surgery.selection import bundled, schedule_of
+from compress.surgery.selection import Bounty, Schedule, bundled, meet, schedule_of
 from compress.surgery.sensitivity import FRACTIONS, read_sensitivity, write_sensitivity
 from compress.surgery.widths import layer_of
 
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 TRACE_FRAMES = 120  # longer than one context segment of CAM++; the trace does not depend on it
 CROP_S = 2.0  # of the utterances by which channels are scored
 BATCH = 8
+TABLE = "sensitivity.json"  # beside embedded weights
 TOLD = 5  # sentences on channels that stay although they were asked for
 
 
@@ -152,27 +155,45 @@ class Planner:
         return selection.channels, told
 
     def fast(self, scores: Scores, sensitivity: Sensitivity | None) -> tuple[Removal, list[str]]:
-        """Build and time networks of several widths until one saves as much latency as asked."""
-        asked = self.settings.latency_ratio
+        """Build and time networks of several widths until one saves as much latency as asked.
+
+        With a target of size, too, all of them meet it.
+        """
+        settings, dense = self.settings, self.artifact.module
+        asked = settings.latency_ratio
         assert asked is not None, "called only for this target"
         macs = macs_counter(self.artifact, self.graph)
-        schedule = schedule_of(
-            self.graph,
-            scores,
-            self.settings.scope,
-            self.settings.round_to,
-            counter=macs,
-            sensitivity=sensitivity,
-            keep=self.keep,
+        size = (
+            None
+            if settings.size_target is None
+            else target_of(settings.size_target, getattr(settings, settings.size_target), self.artifact, self.graph)
         )
+
+        def schedule_with(bounty: Bounty | None) -> Schedule:
+            return schedule_of(
+                self.graph,
+                scores,
+                settings.scope,
+                settings.round_to,
+                counter=size.counter if size else macs,
+                sensitivity=sensitivity,
+                keep=self.keep,
+                bounty=bounty,
+            )
+
+        schedule = schedule_with(None)
         self.context.say("exporting; candidates are timed beside the dense network in ONNX Runtime, one thread")
-        dense = self.artifact.module
         stopwatch = Stopwatch(dense, noise(self.artifact, self.artifact.front_end.frames_of(MACS_SECONDS)))
 
         def saved(positions: IntArray) -> float:
             return stopwatch.saved(remove_channels(dense, self.graph, schedule.select(positions, macs, 0).channels))
 
-        level = meet_latency(schedule, macs, asked, saved, self.context.say, f"prune.latency_ratio {asked}")
+        if size is None:
+            course = whole_course(schedule, macs)
+        else:
+            counter, ratio, words = size.counter, size.ratio, size.words
+            course = course_within(schedule_with, macs, lambda order: meet(order, counter, ratio, words), saved)
+        level = meet_latency(course, asked, saved, self.context.say, f"prune.latency_ratio {asked}")
         channels = schedule.select(level.positions, macs, asked).channels
         before = stopwatch.dense_ms
         told = (
@@ -245,9 +266,9 @@ class Planner:
         settings, groups = self.settings, self.graph.groups()
         bundles = [[groups[i].name for i in bundle] for bundle in bundled(groups)]
         made_from = {"network": self.artifact.sha256, "score": settings.score, "loss": settings.sensitivity_loss}
-        path = None if settings.sensitivity is None else Path(settings.sensitivity)
+        path = packaged_table(self.artifact, made_from) if settings.sensitivity is None else Path(settings.sensitivity)
         if path is not None and path.exists():
-            self.context.say(f"sensitivities of {path}")
+            self.context.say(f"sensitivities of {path if settings.sensitivity else 'the embedded weights'}")
             return read_sensitivity(path, made_from, [names[0] for names in bundles])
         if settings.sensitivity_loss == "eer":
             on = "the EER on the trials"
@@ -276,6 +297,15 @@ class Planner:
             )
         before = score(self.artifact)
         return lambda model: max(0.0, score(replace(self.artifact, model=model)) - before)
+
+
+def packaged_table(artifact: Artifact, made_from: Mapping[str, str]) -> Path | None:
+    """The table of sensitivities that came with embedded weights, if the network still has them and it fits."""
+    folder = architecture(artifact.arch).weights if artifact.arch else None
+    if folder is None or not (folder / TABLE).exists():
+        return None
+    found = read_json(folder / TABLE)
+    return folder / TABLE if all(found[name] == value for name, value in made_from.items()) else None
 
 
 def removed_counts(graph: ChannelGraph, channels: Removal) -> IntArray:

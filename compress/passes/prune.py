@@ -28,6 +28,7 @@ FRACTIONS = {
     "latency_ratio": "latency to save",
 }
 TARGETS = (*FRACTIONS, "params", "size_mb", "channels")
+SIZES = ("ratio", "params", "size_mb")  # targets that latency_ratio may be given together with
 CHOICES = {
     "scope": get_args(Scope),
     "score": get_args(Score),
@@ -45,17 +46,17 @@ class Prune(Pass):
     accepts: ClassVar[Format] = Format.TORCH
     returns: ClassVar[Format] = Format.TORCH
 
-    ratio: float | None = None  # fraction of PARAMETERS to remove; 0.4 if no other target is given
+    ratio: float | None = None  # fraction of PARAMETERS to remove; 0.4 if no target is given
     macs_ratio: float | None = None  # fraction of the multiply-accumulates to remove
     latency_ratio: float | None = None  # fraction of the latency to save, measured here in ONNX Runtime, one thread
     params: int | None = None  # parameters to leave
     size_mb: float | None = None  # megabytes (10^6 bytes) of fp32 weights to leave
     channels: str | None = None  # a file of channels by layer, or of masks, chosen elsewhere: they go as they are
-    scope: Scope = "uniform"  # the same share of every group; global: the lowest scores; sensitivity: the least loss
+    scope: Scope = "sensitivity"  # the least loss; uniform: the same share of every group; global: the lowest scores
     score: Score = "l1"  # l1, l2, bn_scale, activation (on unlabeled speech), taylor (with speakers)
     normalise: Normalise = "mean"  # scores are divided by the mean of their group, its max, or none
     score_utterances: int = 32  # for the scores activation and taylor
-    sensitivity: str | None = None  # file of the table of scope sensitivity: read if it exists, else written
+    sensitivity: str | None = None  # file of the table of scope sensitivity: read if it is there, else written
     sensitivity_loss: Loss = "cosine"  # to the dense embedding; or eer, on the run's trials
     sensitivity_utterances: int = 8  # for the loss cosine
     round_to: int | None = None  # widths are multiples of this; by default 8, and 16 for 2-D convolutions
@@ -64,8 +65,16 @@ class Prune(Pass):
 
     def __post_init__(self) -> None:
         given = [name for name in TARGETS if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise SettingError(f"prune: one target is needed, got {' and '.join(given)}. Leave all but one out.")
+        both = self.latency_ratio is not None and self.size_target is not None
+        if len(given) > (2 if both else 1):
+            raise SettingError(
+                f"prune: one target is needed, got {' and '.join(given)}. Leave all but one out;"
+                " latency_ratio alone may stand beside one of size."
+            )
+        if both and self.scope != "sensitivity":
+            raise SettingError(
+                f"prune: two targets, {' and '.join(given)}, need the scope sensitivity, got '{self.scope}'."
+            )
         if not given:
             object.__setattr__(self, "ratio", DEFAULT_RATIO)
         for name, what in FRACTIONS.items():
@@ -91,6 +100,11 @@ class Prune(Pass):
     def target(self) -> str:
         """The name of the setting that says how far to go."""
         return next(name for name in TARGETS if getattr(self, name) is not None)
+
+    @property
+    def size_target(self) -> str | None:
+        """The name of the setting that says how small the network is to be, if one does."""
+        return next((name for name in SIZES if getattr(self, name) is not None), None)
 
     @property
     def calibration_utterances(self) -> int:

@@ -219,15 +219,19 @@ def control_error(
 
 
 def with_wrong_column(graph: ChannelGraph, channels: Removal) -> Iterator[ChannelGraph]:
-    """Graphs in which one weight mistakes a removed channel's columns for those of a kept one; one per group."""
-    for group, gone in graph.chosen(channels):
-        kept = next(channel for channel in range(group.width) if channel not in gone)
-        for member in group.members:
-            if member.role is Role.CONSUMER:
-                indices = list(member.indices)
-                indices[gone[0]], indices[kept] = indices[kept], indices[gone[0]]
-                yield with_member(graph, group, member, replace(member, indices=tuple(indices)))
-                break
+    """Graphs in which one weight mistakes a removed channel's columns for those of a kept one.
+
+    One per group with its first kept channel, then one per group with its second, and so on: a kept channel that is
+    dead on the features shows nothing.
+    """
+    chosen = [(group, gone, sorted(set(range(group.width)) - set(gone))) for group, gone in graph.chosen(channels)]
+    for rank in range(max((len(kept) for _, _, kept in chosen), default=0)):
+        for group, gone, kept in chosen:
+            consumer = next((member for member in group.members if member.role is Role.CONSUMER), None)
+            if consumer is not None and rank < len(kept):
+                indices = list(consumer.indices)
+                indices[gone[0]], indices[kept[rank]] = indices[kept[rank]], indices[gone[0]]
+                yield with_member(graph, group, consumer, replace(consumer, indices=tuple(indices)))
 
 
 def with_member(graph: ChannelGraph, group: ChannelGroup, old: Member, new: Member) -> ChannelGraph:

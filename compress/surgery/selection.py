@@ -52,6 +52,19 @@ class Selection:
     parameters_after: int
 
 
+@dataclass(frozen=True)
+class Bounty:
+    """What else removal is worth, beside what it saves of the target.
+
+    Attributes:
+        counter: Counts what is wanted gone, for example multiply-accumulates.
+        price: Predicted loss that removing the whole of it would be worth.
+    """
+
+    counter: Counter
+    price: float
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """The order in which groups are narrowed, step by step.
@@ -185,8 +198,11 @@ def schedule_of(
     counter: Counter | None = None,
     sensitivity: Sensitivity | None = None,
     keep: frozenset[str] = frozenset(),
+    bounty: Bounty | None = None,
 ) -> Schedule:
     """Put every step of every group in the order of a scope; the arguments are those of ``choose_channels``.
+
+    A bounty moves what it is for forward in the order by predicted loss.
 
     Raises:
         SettingError: If a setting is out of range or missing.
@@ -208,7 +224,7 @@ def schedule_of(
     if scope == "sensitivity":
         if sensitivity is None:
             raise SettingError("scope sensitivity needs the losses of measure_sensitivity.")
-        order = by_predicted_loss(schedule, counter or ParameterCounter(graph, groups), sensitivity)
+        order = by_predicted_loss(schedule, counter or ParameterCounter(graph, groups), sensitivity, bounty)
     else:
         order = by_fraction_or_score(schedule, scope)
     return Schedule(graph, scores, bundles, widths, np.array(order, dtype=np.int64))
@@ -241,8 +257,10 @@ def by_fraction_or_score(schedule: Schedule, scope: Scope) -> list[int]:
     return [bundle for _, _, bundle, _ in sorted(steps)]
 
 
-def by_predicted_loss(schedule: Schedule, counter: Counter, sensitivity: Sensitivity) -> list[int]:
-    """Order the steps greedily: next comes the one with the least predicted loss for what it saves then.
+def by_predicted_loss(
+    schedule: Schedule, counter: Counter, sensitivity: Sensitivity, bounty: Bounty | None = None
+) -> list[int]:
+    """Order the steps greedily: next comes the one with the least predicted loss, less the bounty, for what it saves.
 
     Of each group's losses the lower convex hull is taken, so that a first step that costs much does not hide a second
     that costs nothing.
@@ -253,11 +271,16 @@ def by_predicted_loss(schedule: Schedule, counter: Counter, sensitivity: Sensiti
     ]
     order: list[int] = []
     positions, end = schedule.start, schedule.end
+    whole = 1 if bounty is None else bounty.counter.count(schedule.removed(positions))
     while len(open_ := np.flatnonzero(positions < end)):
         trials = np.tile(positions, (len(open_) + 1, 1))  # the state as it is, then with each one further
         trials[np.arange(1, len(open_) + 1), open_] += 1
-        left = counter.counts(schedule.removed(trials))
+        removed = schedule.removed(trials)
+        left = counter.counts(removed)
         rise = np.array([rises[bundle][positions[bundle]] for bundle in open_])
+        if bounty is not None:
+            wanted = bounty.counter.counts(removed)
+            rise -= bounty.price * (wanted[0] - wanted[1:]) / whole
         chosen = int(open_[np.argmin(rise / np.maximum(left[0] - left[1:], 1e-9))])
         positions[chosen] += 1
         order.append(chosen)

@@ -332,6 +332,8 @@ class Mean(nn.Module):
         ({"score_utterances": 0}, r"prune\.score_utterances must be at least 1, got 0"),
         ({"sensitivity_utterances": 0}, r"prune\.sensitivity_utterances must be at least 1, got 0"),
         ({"ratio": 0.4, "params": 9}, r"prune: one target is needed, got ratio and params\. Leave all but one out"),
+        ({"ratio": 0.4, "latency_ratio": 0.1, "scope": "uniform"}, "need the scope sensitivity, got 'uniform'"),
+        ({"channels": "a.json", "latency_ratio": 0.1}, "got latency_ratio and channels. Leave all but one"),
         ({"ratio": 0.4, "channels": "a.json"}, r"prune: one target is needed, got ratio and channels\."),
         ({"macs_ratio": 0.4, "latency_ratio": 0.1, "size_mb": 1.0}, "got macs_ratio and latency_ratio and size_mb"),
         ({"channels": "a.json", "keep": ("first",)}, "prune: channels says what goes, layer by layer. Leave keep out"),
