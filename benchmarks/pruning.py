@@ -5,23 +5,29 @@
 The embedded CAM++ on the dev speakers of speechocean762, list `trials_hard`, in the folder that COMPRESS_BENCH_DATA
 names (unset: ../shared/data beside the repository); calibration audio are train speakers. No labels are used. The
 rise is paired with the network before pruning, its interval a bootstrap over speakers. Then the settings that look at
-latency; the speed-up is the ratio of medians of the CPU time of one thread, ONNX Runtime, 3 s, FP32, taken in turns with
-the export of the network before pruning.
+latency; the speed-up is the ratio of medians of the CPU time of one thread, ONNX Runtime, 3 s, FP32, taken in turns
+with the export of the network before pruning.
 """
 
+import itertools
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 from results import write_section
 
 from compress import machine
-from compress.artifact import Artifact, versions
+from compress.artifact import MACS_SECONDS, Artifact, versions
 from compress.cli.display import Bars
 from compress.data import DataFolder, read_scp
 from compress.evaluation.speakers import Verification, measure
 from compress.passes import Context, Prune
+from compress.passes.base import Array
+from compress.passes.latency import Stopwatch
+from compress.passes.planning import noise
 from compress.runners import open_runner
 from compress.units import format_interval, format_percent
 
@@ -46,7 +52,7 @@ def main(scopes: str, ratios: str, only: str | None) -> None:
     if only != "latency":
         write_section("pruning", curve(bench, scopes.split(","), [float(ratio) for ratio in ratios.split(",")]))
     if only != "curve":
-        write_section("pruning_latency", latency(bench))
+        write_section("pruning", latency(bench), "latency")
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Bench:
     dense: Artifact
     data: Verification
     context: Context
-    baseline: Embeddings
+    baseline: Array
     bars: Bars
 
     @classmethod
@@ -112,7 +118,7 @@ def latency(bench: Bench) -> str:
         rows.append([asked, *(f"{part:.1%}" for part in removed), f"{speed:.2f}×", *bench.cells(pruned, asked)])
         bench.bars.say(" | ".join(rows[-1]))
     columns = ["asked", "parameters removed", "MACs removed", "speed-up of the FP32 export", *COLUMNS]
-    about = f"{bench.about()} {machine.cpu_name()}, one thread."
+    about = f"{bench.about()} {machine.describe()['cpu']}, one thread."
     return f"## Pruned for latency\n\n{markdown(columns, rows)}\n\n{about}"
 
 
