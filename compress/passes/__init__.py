@@ -8,11 +8,12 @@ from compress.errors import SettingError, unknown_name
 from compress.passes.base import Cell, Context, Pass, Preview, build
 from compress.passes.onnx_export import Onnx
 from compress.passes.openvino import OpenVINO
+from compress.passes.optimize import Optimize
 from compress.passes.prune import Prune
 from compress.passes.ptq import PTQ
 from compress.passes.trt import TRT
 
-OWN: tuple[type[Pass], ...] = (Prune, Onnx, PTQ, TRT, OpenVINO)
+OWN: tuple[type[Pass], ...] = (Prune, Onnx, Optimize, PTQ, TRT, OpenVINO)
 
 __all__ = [
     "PTQ",
@@ -21,6 +22,7 @@ __all__ = [
     "Context",
     "Onnx",
     "OpenVINO",
+    "Optimize",
     "Pass",
     "Preview",
     "Prune",

@@ -23,6 +23,8 @@ from compress.front_end_graph import front_end_graph, join_front_end
 from compress.models import MIN_FRAMES, architecture
 from compress.onnx_file import FEATURES, ONNX_OPSETS
 from compress.passes.base import Array, Context, Pass
+from compress.passes.optimize import notes_of
+from compress.rewriting import rewrite
 from compress.runners import OnnxRuntimeRunner
 from compress.vectors import cosine
 
@@ -51,6 +53,7 @@ class Onnx(Pass):
 
     opset: int = 18
     waveform: bool = False  # put the front end into the graph
+    optimize: bool = True  # rewrite the graph for ONNX Runtime, as the pass optimize does
 
     def __post_init__(self) -> None:
         if self.opset not in range(18, ONNX_OPSETS.stop):
@@ -62,6 +65,11 @@ class Onnx(Pass):
         context.say("exporting")
         graph = export(artifact.module, artifact.front_end.num_mel_bins, self.opset)
         add_metadata(graph, artifact)
+        rewritten: tuple[str, ...] = ()
+        if self.optimize:
+            context.say("rewriting for ONNX Runtime")
+            done = rewrite(graph, "onnxruntime")
+            graph, rewritten = done.model, notes_of(done)[:1]
         exported = self._exported(artifact, graph)
         context.say("checking parity with PyTorch")
         error = parity(artifact.module, exported, context.threads)
@@ -73,7 +81,7 @@ class Onnx(Pass):
         shapes = ", ".join(f"{batch}x{frames}" for batch, frames in PARITY_SHAPES)
         note = f"equals PyTorch to {error:.0e} at (batch x frames) {shapes}; {len(graph.graph.node)} nodes"
         if not self.waveform:
-            return self._exported(artifact, graph, note)
+            return self._exported(artifact, graph, note, *rewritten)
         graph = join_front_end(front_end_graph(artifact.front_end, self.opset), graph)
         artifact = replace(artifact, front_end=replace(artifact.front_end, in_graph=True))
         add_metadata(graph, artifact)
@@ -86,7 +94,7 @@ class Onnx(Pass):
             )
         seconds = ", ".join(f"{duration:g}" for duration in FRONT_END_SECONDS)
         inside = f"the front end is in the graph: cosine {similarity:.6f} to the one in Python at {seconds} s"
-        return self._exported(artifact, graph, note, inside)
+        return self._exported(artifact, graph, note, *rewritten, inside)
 
     def _exported(self, artifact: Artifact, graph: "onnx.ModelProto", *notes: str) -> Artifact:
         """The artifact of a graph."""
