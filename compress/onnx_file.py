@@ -109,8 +109,13 @@ def with_metadata(data: bytes, key: str, value: str | None) -> bytes:
     return changed
 
 
-def open_session(model: bytes, threads: int | None) -> "onnxruntime.InferenceSession":
-    """Open a CPU session with a fixed number of threads; None takes all cores.
+def open_session(model: bytes, threads: int | None, plan_memory: bool = True) -> "onnxruntime.InferenceSession":
+    """Open a CPU session.
+
+    Args:
+        model: The serialized graph.
+        threads: Per call; None takes all cores.
+        plan_memory: Whether to keep a plan of the memory for each input shape; plans of many shapes add up.
 
     Raises:
         ModelError: If ONNX Runtime cannot load the graph.
@@ -121,6 +126,7 @@ def open_session(model: bytes, threads: int | None) -> "onnxruntime.InferenceSes
     options.intra_op_num_threads = threads or cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.enable_mem_pattern = plan_memory
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions are private classes of the native module

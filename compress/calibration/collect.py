@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float32]
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 
-MAX_FRAMES = 800  # longer utterances are run in equal pieces, since all wanted tensors of a run are held at once
+MAX_FRAMES = 500  # longer utterances are run in equal pieces, since all wanted tensors of a run are held at once
 COUNTED = 1 << 14  # values of a tensor in a run that enter its histogram, of more; its extremes are always exact
 
 
@@ -161,7 +161,7 @@ def _open(model: "onnx.ModelProto", tensors: Sequence[str], threads: int) -> "on
     del probed.graph.output[:]
     for name in tensors:
         probed.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    return open_session(probed.SerializeToString(), threads)
+    return open_session(probed.SerializeToString(), threads, plan_memory=False)
 
 
 def _run(session: "onnxruntime.InferenceSession", piece: Array, number: int) -> list[Array]:

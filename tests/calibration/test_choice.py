@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress.calibration import choose_utterances, level_db
@@ -11,6 +11,7 @@ from compress.errors import InputError
 lists = st.lists(st.tuples(st.floats(0.5, 30), st.floats(-60, 0)), min_size=1, max_size=60)
 
 
+@settings(max_examples=60, deadline=None)
 @given(utterances=lists, seed=st.integers(0, 99), data=st.data())
 def test_as_many_different_ones_as_wanted(utterances: list[tuple[float, float]], seed: int, data) -> None:
     wanted = data.draw(st.integers(1, len(utterances)))
@@ -22,6 +23,7 @@ def test_as_many_different_ones_as_wanted(utterances: list[tuple[float, float]],
     assert chosen == choose_utterances(durations, levels, wanted, seed)
 
 
+@settings(max_examples=60, deadline=None)
 @given(utterances=lists, seed=st.integers(0, 99), random=st.randoms())
 def test_order_of_the_list_does_not_matter(utterances: list[tuple[float, float]], seed: int, random) -> None:
     shuffled = list(utterances)

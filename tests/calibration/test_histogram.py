@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from compress.calibration.histogram import HALF, Histogram, thinned
@@ -23,6 +23,7 @@ def filled(parts: list[np.ndarray]) -> Histogram:
     return histogram
 
 
+@settings(max_examples=60, deadline=None)
 @given(parts=parts_of_values, random=st.randoms())
 def test_order_and_cutting_do_not_matter(parts: list[np.ndarray], random) -> None:
     together = filled([np.concatenate(parts)])
@@ -33,6 +34,7 @@ def test_order_and_cutting_do_not_matter(parts: list[np.ndarray], random) -> Non
         assert (histogram.counts == together.counts).all()
 
 
+@settings(max_examples=60, deadline=None)
 @given(parts=parts_of_values)
 @example(parts=[np.zeros(1, np.float32), np.full(1, 0.25, np.float32)])
 def test_values_lie_in_their_bins(parts: list[np.ndarray]) -> None:
@@ -52,6 +54,7 @@ def test_weight_counts_a_value_so_often() -> None:
     assert histogram.counts.max() == 7
 
 
+@settings(max_examples=60, deadline=None)
 @given(channels=st.integers(1, 64), frames=st.integers(1, 300), wanted=st.integers(1, 500))
 def test_thinning_goes_through_all_channels_and_all_frames(channels: int, frames: int, wanted: int) -> None:
     values, step = thinned(np.arange(channels * frames).reshape(1, channels, frames), wanted)

@@ -33,13 +33,14 @@ def folded(values: np.ndarray, histogram: Histogram, symmetric: bool) -> tuple[n
     return (np.abs(values), methods.folded(histogram.counts)) if symmetric else (values, histogram.counts)
 
 
-@settings(max_examples=60)
-@given(distribution, st.integers(0, 99), st.floats(80, 100), st.floats(1e-3, 1e3), st.booleans())
+@settings(max_examples=60, deadline=None)
+@given(distribution, st.integers(0, 99), st.integers(8000, 10000), st.floats(1e-3, 1e3), st.booleans())
 def test_percentile_is_within_a_bin_of_the_true_one(
-    name: str, seed: int, percent: float, scale: float, symmetric: bool
+    name: str, seed: int, hundredths: int, scale: float, symmetric: bool
 ) -> None:
-    values, histogram = draw(name, seed, 3000, scale)
+    values, histogram = draw(name, seed, 2999, scale)  # a prime: no share falls between two values
     values, counts = folded(values, histogram, symmetric)
+    percent = hundredths / 100
     outside = (100 - percent) / (1 if symmetric else 2)
     # numpy's by counting: the least value that has at most so many above it
     high = max(np.percentile(values, 100 - outside, method="inverted_cdf"), 0)
@@ -58,7 +59,7 @@ def rounding_error(values: np.ndarray, low: float, high: float, steps: int) -> f
     return float(((values - (quantized - zero_point) * scale) ** 2).sum())
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(distribution, st.integers(0, 99), st.floats(0.15, 1), st.floats(0.15, 1))
 def test_squared_error_is_that_of_quantizing_the_values(name: str, seed: int, below: float, above: float) -> None:
     values, histogram = draw(name, seed, 3000)
@@ -106,7 +107,7 @@ def slow_divergence(counts: np.ndarray, low: int, high: int, levels: int) -> flo
     return divergence
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     counts=st.lists(st.integers(0, 50), min_size=64, max_size=64).filter(lambda c: sum(c) > 0),
     low=st.integers(-32, -1),
