@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class CompressError(Exception):
@@ -22,6 +23,18 @@ class ModelError(CompressError):
 
 class MachineError(CompressError):
     """Something this machine lacks: a driver, a package, disk space."""
+
+
+class UnmetBudgetError(CompressError):
+    """A pass could not keep to its budget.
+
+    Attributes:
+        best: The artifact that came nearest, worth keeping.
+    """
+
+    def __init__(self, message: str, best: Any) -> None:
+        super().__init__(message)
+        self.best = best
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> SettingError:

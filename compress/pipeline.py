@@ -25,7 +25,7 @@ from compress import machine, table
 from compress.artifact import Artifact, Threshold, versions
 from compress.config import RunConfig, from_mapping, with_links
 from compress.data import DataFolder, embedded_data
-from compress.errors import CompressError, InputError, MachineError
+from compress.errors import CompressError, InputError, MachineError, UnmetBudgetError
 from compress.evaluation.memory import peak_rss_of
 from compress.evaluation.side_by_side import time_runners
 from compress.evaluation.speakers import Figures, Verification, measure
@@ -229,6 +229,8 @@ class Run:
                 if step.maker is None:
                     self.withdraw()
                     raise
+                if isinstance(error, UnmetBudgetError):  # no key: a resumed run makes it anew
+                    save_step(step.folder, error.best, {"key": None, "build_s": None, "rows": None})
                 self.event("failed", step=step.folder.name, reason=str(error))
                 rows.append(self.unmade_row(step, str(error)))
                 failure = f"not tried, because {step.variant} failed."

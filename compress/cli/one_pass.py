@@ -14,6 +14,7 @@ from compress.artifact import Artifact
 from compress.cli.display import Bars, open_model, print_table
 from compress.data import DataFolder, embedded_data
 from compress.data.folder import check_new
+from compress.errors import UnmetBudgetError
 from compress.machine import cores
 from compress.models import ARCHITECTURES
 from compress.passes import Context, Pass, Preview, build
@@ -84,7 +85,12 @@ def run_one(
         if dry_run:
             print_preview(maker, maker.preview(artifact, context), model, artifact, folder, as_json)
             return
-        result = maker.run(artifact, context)
+        try:
+            result = maker.run(artifact, context)
+        except UnmetBudgetError as error:
+            error.best.save(folder)
+            bars.say(f"{folder}: the nearest, for a look")
+            raise
     result.save(folder)
     print_result(result, folder, as_json)
 

@@ -1,36 +1,86 @@
 """Post-training quantization to INT8, calibrated on unlabeled audio."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final, get_args
 
 import numpy as np
 
 from compress.artifact import FILE_NAMES, Artifact, Format
-from compress.errors import ModelError, SettingError
+from compress.calibration import Method, Range, collect_ranges
+from compress.errors import InputError, ModelError, SettingError, UnmetBudgetError, unknown_name
+from compress.front_end_graph import join_front_end, split_front_end
 from compress.machine import has_vnni
-from compress.passes.base import Array, Context, Pass
-from compress.passes.qdq import count_quantized, insert_qdq
-from compress.runners import OnnxRuntimeRunner
+from compress.onnx_file import open_session
+from compress.passes.base import Array, Context, Pass, Preview
+from compress.units import format_percent
 from compress.vectors import cosine
 
-CHECKED_UTTERANCES = 10
+if TYPE_CHECKING:
+    import onnx
+
+    from compress.quantization import Channels, Operator, Plan
+
+WEIGHTED = ("Conv", "Gemm", "MatMul", "LSTM")
+CHECKED_UTTERANCES = 10  # on which embeddings are compared
+SENSITIVITY_UTTERANCES = 4
+LARGEST_FLOAT_SHARE = 0.5  # of the layers; a graph with more in float is none in INT8
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A quantized graph and how near it is.
+
+    Attributes:
+        cosine: Mean to the float embeddings.
+        eer: None where it was not asked for.
+    """
+
+    artifact: Artifact
+    planned: "Plan"
+    cosine: float
+    eer: float | None
 
 
 @final
 @dataclass(frozen=True)
 class PTQ(Pass):
-    """Static INT8 with explicit Q/DQ for ONNX Runtime on x86."""
+    """Static INT8 with explicit Q/DQ, and LSTMs with INT8 weights, for the runtime that ``target`` names."""
 
     name: ClassVar[str] = "ptq"
     accepts: ClassVar[Format] = Format.ONNX
     returns: ClassVar[Format] = Format.ONNX
 
     utterances: int = 40  # calibration utterances, spread evenly over the list
+    target: str = "onnxruntime"
+    method: str = "minmax"  # how ranges are chosen
+    operators: tuple[str, ...] = WEIGHTED  # types that become INT8
+    keep: tuple[str, ...] = ()  # operators, weights or types left in float, with * and ?
+    min_cosine: float | None = None  # budget: least mean cosine to the float embeddings
+    max_eer_rise: float | None = None  # budget: largest rise of the EER, as a fraction
+    equalize: bool = True
+    bias_correction: bool = True
     reduce_range: bool | None = None  # 7-bit weights; by default on a CPU without VNNI, where 8 bits saturate
 
     def __post_init__(self) -> None:
+        from compress.quantization.planning import OPERATORS
+        from compress.quantization.scheme import SCHEMES
+
         if self.utterances < 1:
             raise SettingError(f"ptq.utterances must be at least 1, got {self.utterances}.")
+        if self.target not in SCHEMES:
+            raise unknown_name("ptq.target", self.target, SCHEMES)
+        if self.method not in get_args(Method):
+            raise unknown_name("ptq.method", self.method, get_args(Method))
+        for kind in self.operators:
+            if kind not in OPERATORS:
+                raise unknown_name("type in ptq.operators", kind, OPERATORS)
+        if not self.operators:
+            raise SettingError("ptq.operators is empty; nothing would be quantized.")
+        if self.min_cosine is not None and not 0 < self.min_cosine <= 1:
+            raise SettingError(f"ptq.min_cosine must be in (0, 1], got {self.min_cosine}.")
+        if self.max_eer_rise is not None and not -1 < self.max_eer_rise < 1:
+            raise SettingError(f"ptq.max_eer_rise is a fraction (0.001 is 0.1 points), got {self.max_eer_rise}.")
 
     @property
     def calibration_utterances(self) -> int:
@@ -48,35 +98,231 @@ class PTQ(Pass):
         return "int8"
 
     def run(self, artifact: Artifact, context: Context) -> Artifact:
-        """Calibrate, insert Q/DQ, and compare embeddings with the float graph."""
+        """Calibrate, insert Q/DQ, and leave in float what the budget asks for.
+
+        Raises:
+            UnmetBudgetError: With the best artifact, if the budget does not hold with half of the layers in float.
+        """
+        return _Quantization(self, artifact, context).run()
+
+    def preview(self, artifact: Artifact, context: Context) -> Preview:
+        """Quantize without writing anything, and show which operators ran in which precision."""
+        made = _Quantization(self, artifact, context)
+        result = made.run()
+        rows = tuple(
+            {
+                "operator": operator.name,
+                "count": operator.count,
+                "share of time": f"{operator.share:.1%}",
+                "multiplies in": operator.precision,
+            }
+            for operator in made.operators_run(result)
+        )
+        return Preview(rows, result.history[-1].notes)
+
+
+class _Quantization:
+    """One run of the pass."""
+
+    def __init__(self, settings: PTQ, artifact: Artifact, context: Context) -> None:
         import onnx
 
-        self.check_input(artifact)
-        utterances = context.utterances(self.utterances, "ptq.utterances")
-        reduce_range = not has_vnni() if self.reduce_range is None else self.reduce_range
-        context.say(f"calibrating on {len(utterances)} utterances")
-        loaded = [load() for load in utterances]
-        seconds = sum(map(len, loaded)) * artifact.front_end.frame_shift_ms / 1000
-        quantized = insert_qdq(onnx.load_from_string(artifact.onnx), iter(loaded), reduce_range)
-        done, weighted = count_quantized(quantized)
-        files = {FILE_NAMES[Format.ONNX]: quantized.SerializeToString()}
-        result = artifact.with_files(files, self.step(), Format.ONNX, "int8")
-        context.say("comparing with the float graph")
-        similarity = mean_cosine(artifact, result, loaded[:CHECKED_UTTERANCES], context.threads)
-        notes = (
-            f"calibrated on {len(loaded)} utterances, {seconds:.0f} s, by their extremes",
-            f"{done} of {weighted} weighted operators in INT8: U8 activations, S8 weights per channel"
-            + (", 7 bits" if reduce_range else ""),
-            f"cosine to the float graph {similarity:.4f} on {len(loaded[:CHECKED_UTTERANCES])} calibration utterances",
+        from compress import quantization
+
+        settings.check_input(artifact)
+        if settings.max_eer_rise is not None and context.score is None:
+            raise InputError("ptq.max_eer_rise needs trials to score. Use compress run with --data, or ptq.min_cosine.")
+        self.settings, self.artifact, self.context = settings, artifact, context
+        self.quantization = quantization
+        self.scheme = next(scheme for target, scheme in quantization.SCHEMES.items() if target == settings.target)
+        reduced = settings.reduce_range
+        if reduced is None:
+            reduced = settings.target != "tensorrt" and not has_vnni()
+        self.bits = 7 if reduced else 8
+        self.front, self.network = split_front_end(onnx.load_from_string(artifact.onnx))
+        if settings.target == "onnxruntime":
+            self.network = quantization.plain_transposes(self.network)
+        self.plan = quantization.plan(self.network, self.scheme, settings.operators, settings.keep, "ptq.keep")
+        if not (self.plan.layers or self.plan.recurrent):
+            why = f" ({next(iter(self.plan.kept.values()))})" if self.plan.kept else ""
+            raise ModelError(f"ptq: the graph has nothing to quantize of {', '.join(settings.operators)}{why}.")
+        self.utterances: list[Array] = []
+        self.float: onnx.ModelProto = self.network
+        self.ranges: Mapping[str, Range] = {}
+        self.channels: Mapping[str, Channels] = {}
+        self.expected: list[Array] = []
+        self.notes: list[str] = []
+
+    def run(self) -> Artifact:
+        """Calibrate, then quantize within the budget."""
+        self.calibrate()
+        candidate = self.within_budget()
+        return self.finished(candidate)
+
+    def calibrate(self) -> None:
+        """Equalise channels, and find ranges and means."""
+        settings, context = self.settings, self.context
+        loads = context.utterances(settings.utterances, "ptq.utterances")
+        context.say(f"calibrating on {len(loads)} utterances")
+        self.utterances = [load() for load in loads]
+        equalised = 0
+        if settings.equalize or settings.bias_correction:
+            self.channels = self.look_at_channels(self.network)
+        if settings.equalize:
+            self.float, equalised = self.quantization.equalize(self.network, self.plan, self.channels)
+            if equalised and settings.bias_correction:
+                self.channels = self.look_at_channels(self.float)
+        found = collect_ranges(
+            self.float,
+            self.quantization.tensors(self.float, self.plan, self.scheme),
+            self.utterances,
+            next(method for method in get_args(Method) if method == settings.method),
+            symmetric=self.scheme.symmetric,
+            threads=context.threads,
         )
-        return artifact.with_files(files, self.step(*notes), Format.ONNX, "int8")
+        self.ranges = found.ranges
+        self.expected = self.embed(self.network)
+        seconds = found.frames * self.artifact.front_end.frame_shift_ms / 1000
+        clipped = max((entry.clipped for entry in found.ranges.values()), default=0.0)
+        ranges = (
+            "their extremes" if settings.method == "minmax" else f"{settings.method}, at most {clipped:.2%} clipped"
+        )
+        self.notes.append(f"calibrated on {found.utterances} utterances, {seconds:.0f} s, by {ranges}")
+        if equalised:
+            self.notes.append(f"channels of {equalised} activations equalised")
 
+    def look_at_channels(self, model: "onnx.ModelProto") -> "Mapping[str, Channels]":
+        """Means and magnitudes of what the planned layers read."""
+        return self.quantization.channels_of_inputs(model, self.plan, self.utterances, self.context.threads)
 
-def mean_cosine(reference: Artifact, artifact: Artifact, utterances: list[Array], threads: int) -> float:
-    """Mean cosine between two ONNX artifacts' embeddings of the same utterances (frames, num_mel_bins)."""
-    runners = [OnnxRuntimeRunner(a, threads) for a in (reference, artifact)]
-    cosines = []
-    for utterance in utterances:
-        a, b = (runner.run(utterance[None])[0] for runner in runners)
-        cosines.append(cosine(a, b))
-    return float(np.mean(cosines))
+    def within_budget(self) -> Candidate:
+        """Quantize everything, and if that is too much, as much as the budget allows.
+
+        Raises:
+            UnmetBudgetError: If it does not hold with half of the layers in float.
+        """
+        self.context.say("quantizing")
+        best = self.candidate(self.plan)
+        limit = self.eer_limit()
+        if self.holds(best, limit):
+            return best
+        self.context.say(f"cosine {best.cosine:.4f}: measuring the sensitivity of {len(self.plan.layers)} layers")
+        drops = self.quantization.sensitivity(
+            self.float,
+            self.plan,
+            self.ranges,
+            self.scheme,
+            self.utterances[:SENSITIVITY_UTTERANCES],
+            self.context.progress,
+            self.bits,
+            self.context.threads,
+        )
+        worst_first = sorted(drops, key=lambda layer: -drops[layer])
+        most = int(len(worst_first) * LARGEST_FLOAT_SHARE)
+        tried: dict[int, Candidate] = {}
+
+        def with_float(number: int) -> Candidate:
+            if number not in tried:
+                why = {
+                    layer: f"sensitive: alone it costs {drops[layer]:.1e} of the cosine"
+                    for layer in worst_first[:number]
+                }
+                planned = self.plan
+                for layer, reason in why.items():
+                    planned = planned.without([layer], reason)
+                tried[number] = self.candidate(planned)
+                self.context.say(f"{number} layers in float: cosine {tried[number].cosine:.5f}")
+            return tried[number]
+
+        if not most or not self.holds(with_float(most), limit):
+            nearest = max([best, *tried.values()], key=lambda found: found.cosine)
+            raise UnmetBudgetError(self.shortfall(nearest, limit), self.finished(nearest))
+        low, high = 0, most  # it does not hold with `low` in float, and does with `high`
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.holds(with_float(middle), limit) else (middle, high)
+        return tried[high]
+
+    def candidate(self, planned: "Plan") -> Candidate:
+        """Quantize by a plan and measure what it costs."""
+        quantization, model = self.quantization, self.float
+        if self.settings.bias_correction:
+            model = quantization.correct_biases(model, planned, self.channels, self.bits)
+        network = quantization.quantize(model, planned, self.ranges, self.scheme, self.bits)
+        network = quantization.slim(quantization.quantize_lstms(network, planned))
+        found = self.embed(network)
+        similarity = float(np.mean([cosine(a, b) for a, b in zip(found, self.expected, strict=True)]))
+        whole = network if self.front is None else join_front_end(self.front, network)
+        files = {FILE_NAMES[Format.ONNX]: whole.SerializeToString()}
+        artifact = self.artifact.with_files(files, self.settings.step(), Format.ONNX, "int8")
+        score = self.context.score if self.settings.max_eer_rise is not None else None
+        return Candidate(artifact, planned, similarity, score(artifact) if score else None)
+
+    def embed(self, network: "onnx.ModelProto") -> list[Array]:
+        """Embeddings of some calibration utterances, (embedding_size,) each."""
+        session = open_session(network.SerializeToString(), self.context.threads)
+        name = session.get_inputs()[0].name
+        return [session.run(None, {name: u[None]})[0][0] for u in self.utterances[:CHECKED_UTTERANCES]]
+
+    def eer_limit(self) -> float | None:
+        """The highest EER that the budget allows."""
+        if self.settings.max_eer_rise is None:
+            return None
+        assert self.context.score is not None, "checked on construction"
+        return self.context.score(self.artifact) + self.settings.max_eer_rise
+
+    def holds(self, candidate: Candidate, limit: float | None) -> bool:
+        """Whether a candidate is within the budget."""
+        near = self.settings.min_cosine is None or candidate.cosine >= self.settings.min_cosine
+        return near and (limit is None or candidate.eer is None or candidate.eer <= limit)
+
+    def shortfall(self, nearest: Candidate, limit: float | None) -> str:
+        """Say how close the best candidate came."""
+        reached = []
+        if self.settings.min_cosine is not None:
+            reached.append(f"cosine {nearest.cosine:.5f} (asked: {self.settings.min_cosine:g})")
+        if limit is not None and nearest.eer is not None:
+            reached.append(f"EER {format_percent(nearest.eer)} (allowed: {format_percent(limit)})")
+        kept = len(self.plan.layers) - len(nearest.planned.layers)
+        return (
+            f"ptq: the budget cannot be met: {' and '.join(reached)} with the {kept} most sensitive of"
+            f" {len(self.plan.layers)} layers in float. Relax it, calibrate on more or other audio, or train with"
+            " quantization."
+        )
+
+    def finished(self, candidate: Candidate) -> Artifact:
+        """Write the notes of the chosen candidate."""
+        planned, artifact = candidate.planned, candidate.artifact
+        types = "S8" if self.scheme.symmetric else "U8"
+        weighted = self.quantization.count_weighted(self.network)
+        bits = ", 7 bits" if self.bits == 7 else ""
+        notes = [
+            *self.notes,
+            f"{len(planned.layers)} of {weighted} weighted operators in INT8: {types} activations, S8 weights per"
+            f" channel{bits}",
+        ]
+        if planned.recurrent:
+            notes.append(f"{len(planned.recurrent)} LSTM with S8 weights, its activations scaled as they come")
+        notes += [f"in float: {text}" for text in self.kept(planned)]
+        notes.append(f"cosine to the float graph {candidate.cosine:.4f} on {len(self.expected)} calibration utterances")
+        if self.settings.target == "onnxruntime":
+            notes.append(self.quantization.summary(self.operators_run(artifact)))
+        return self.artifact.with_files(artifact.files, self.settings.step(*notes), Format.ONNX, "int8")
+
+    def kept(self, planned: "Plan") -> list[str]:
+        """What stays in float and why, operators with one reason together."""
+        by_reason: dict[str, list[str]] = {}
+        for name, why in planned.kept.items():
+            by_reason.setdefault(why.split(": alone")[0], []).append(name)
+        return [
+            f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''} ({why})"
+            for why, names in by_reason.items()
+        ]
+
+    def operators_run(self, artifact: Artifact) -> "tuple[Operator, ...]":
+        """What ONNX Runtime made of the graph, on 3 s of input."""
+        front_end = artifact.front_end
+        shape = front_end.input_shape(1, front_end.frames_of(3.0))
+        inputs = np.random.default_rng(0).standard_normal(shape).astype(np.float32) * 0.1
+        name = "waveform" if front_end.in_graph else self.network.graph.input[0].name
+        return self.quantization.operators_run(artifact.onnx, {name: inputs})

@@ -1,7 +1,5 @@
 """Q/DQ graphs: where it is placed, of which type, and the rewriting for TensorRT."""
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx
 import pytest
@@ -12,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.artifact import Artifact
 from compress.errors import ModelError
 from compress.onnx_file import open_session
-from compress.passes.qdq import count_quantized, for_tensorrt, insert_qdq, largest_magnitude
+from compress.passes.qdq import for_tensorrt, largest_magnitude
 
 QUANTIZED = ["tiny_int8", "campplus_int8"]
 
@@ -53,7 +51,8 @@ def test_symmetric_range_holds_the_unsigned_one(scale: float, zero_point: int) -
 def test_weights_are_s8_per_channel_and_activations_u8(request, name: str) -> None:
     model = graph_of(request.getfixturevalue(name))
     tensors, makers = tensors_of(model), makers_of(model)
-    convolutions = nodes_of(model, "Conv")
+    convolutions = [node for node in nodes_of(model, "Conv") if node.input[1] in makers]
+    assert len(convolutions) >= len(nodes_of(model, "Conv")) - 1, "one of one input channel stays in float"
     assert convolutions
     for node in convolutions:
         weight = makers[node.input[1]]
@@ -83,43 +82,6 @@ def test_products_of_two_activations_stay_in_float(request, name: str) -> None:
     for node in products:
         # One input may share the Q/DQ of a convolution; a runtime multiplies in INT8 only where both have one.
         assert any(makers[value].op_type != "DequantizeLinear" for value in node.input if value in makers)
-
-
-@pytest.mark.parametrize(("name", "parent"), [("tiny_int8", "tiny_onnx"), ("campplus_int8", "campplus_onnx")])
-def test_every_weighted_operator_is_counted(request, name: str, parent: str) -> None:
-    model, original = (graph_of(request.getfixturevalue(fixture)) for fixture in (name, parent))
-    weights = tensors_of(original)
-    expected = sum(
-        len(node.input) > 1 and node.input[1] in weights
-        for node in original.graph.node
-        if node.op_type in ("Conv", "Gemm", "MatMul")
-    )
-    assert count_quantized(original) == (0, expected)
-    assert count_quantized(model) == (expected, expected)
-
-
-@pytest.mark.parametrize("bits", [7, 8])
-def test_reduced_range_is_seven_bits(tiny_onnx: Artifact, noise, bits: int) -> None:
-    model = insert_qdq(graph_of(tiny_onnx), iter(noise(4, 16)), reduce_range=bits == 7)
-    largest = max(
-        int(np.abs(numpy_helper.to_array(tensor).astype(int)).max())
-        for tensor in model.graph.initializer
-        if tensor.data_type == TensorProto.INT8 and tensor.dims
-    )
-    assert largest == {7: 64, 8: 127}[bits]
-
-
-def test_ranges_are_the_extremes_of_all_utterances_whatever_their_length(tiny_onnx: Artifact) -> None:
-    rng = np.random.default_rng(0)
-    utterances = [rng.standard_normal((frames, 16)).astype(np.float32) for frames in (3, 50, 97, 400)]
-    utterances[2][5, 5], utterances[0][0, 0] = 9.0, -7.0
-    model = insert_qdq(graph_of(tiny_onnx), iter(utterances), reduce_range=False)
-    tensors = tensors_of(model)
-    first = nodes_of(model, "QuantizeLinear")[0]
-    assert list(makers_of(model)[first.input[0]].input) == ["feats"], "the features, transposed"
-    scale, zero = (float(numpy_helper.to_array(tensors[name])) for name in first.input[1:3])
-    assert -zero * scale == pytest.approx(-7.0, abs=scale)
-    assert (255 - zero) * scale == pytest.approx(9.0, abs=scale)
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
@@ -157,10 +119,9 @@ def test_float_graph_comes_back_as_it_is(request, name: str) -> None:
     assert for_tensorrt(onnx.load_from_string(data)) == onnx.load_from_string(data)
 
 
-@pytest.mark.parametrize("rewrite", [for_tensorrt, count_quantized])
-def test_given_graph_is_left_alone(tiny_int8: Artifact, rewrite: Callable[[onnx.ModelProto], object]) -> None:
+def test_given_graph_is_left_alone(tiny_int8: Artifact) -> None:
     model = graph_of(tiny_int8)
-    rewrite(model)
+    for_tensorrt(model)
     assert model == graph_of(tiny_int8)
 
 
