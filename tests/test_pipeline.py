@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+import onnx
 import pytest
 import soundfile
 import torch
@@ -17,11 +18,12 @@ import yaml
 
 import compress
 from compress import machine, pipeline, table
-from compress.artifact import Artifact, Format
+from compress.artifact import Artifact, Format, FrontEnd
 from compress.cli.inspect import GOLDEN_COSINE, golden_cosine
 from compress.config import RunConfig, from_mapping, read_yaml
 from compress.data import DataFolder
 from compress.errors import InputError, MachineError, ModelError, SettingError
+from compress.front_end_graph import front_end_graph, join_front_end
 from compress.passes import PTQ, TRT, Context, Pass, Prune
 from compress.pipeline import claim_folder, plan, run
 from compress.report import summarize
@@ -626,3 +628,60 @@ def test_a_full_disk_is_said(config: RunConfig, small_disk: Path) -> None:
     with pytest.raises(MachineError, match=r"disk full while writing .*\. Free some space, then try again\."):
         run(replace(config, out=str(small_disk / "run")))
     assert not temporaries(small_disk)
+
+
+def metadata_of(artifact: Artifact) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.load_from_string(artifact.onnx).metadata_props}
+
+
+@pytest.fixture(scope="module")
+def waveform_run(tiny_graph: Path, speech_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of ``ptq`` over the tiny graph with the front end in it."""
+    folder = tmp_path_factory.mktemp("waveform")
+    joined = join_front_end(front_end_graph(FrontEnd(), 18), onnx.load(tiny_graph))
+    told = {"sample_rate": "16000", "num_mel_bins": "80", "feature_normalize_type": "global-mean"}
+    onnx.helper.set_model_props(joined, told)
+    onnx.save(joined, str(folder / "tiny.onnx"))
+    passes = (PTQ(utterances=8),)
+    run(RunConfig(passes, str(folder / "tiny.onnx"), data=str(speech_folder), out=str(folder / "run"), timing_s=0.0))
+    return folder / "run"
+
+
+def test_front_end_in_the_graph_gives_the_figures_of_the_one_in_python(waveform_run: Path, tiny_run: Path) -> None:
+    (inside, quantized), (outside, *_) = (
+        json.loads((folder / "table.json").read_text())["rows"] for folder in (waveform_run, tiny_run)
+    )
+    assert inside["eer"] == pytest.approx(outside["eer"], abs=1e-3)
+    assert inside["params"] == outside["params"]
+    assert quantized["precision"] == "int8"
+    assert quantized["cosine_min"] > 0.99
+    for figures in (inside, quantized):
+        assert figures["status"] == "ok"
+        assert figures["peak_rss_bytes"] > 0
+        assert "the latency of the model includes the front end, which is in its graph" in figures["notes"]
+    assert not [note for note in outside["notes"] if "includes the front end" in note]
+
+
+def test_golden_inputs_are_waveforms_where_the_front_end_is_in_the_graph(waveform_run: Path) -> None:
+    for step in ("00-baseline", "01-ptq"):
+        artifact = Artifact.load(waveform_run / step)
+        assert artifact.front_end.in_graph
+        assert [artifact.golden[f"waveform_{i}"].ndim for i in (0, 1)] == [2, 2]
+        assert golden_cosine(open_runner(artifact), artifact) >= GOLDEN_COSINE
+
+
+def test_onnx_file_tells_the_threshold_that_was_measured_on_it_and_no_other(tiny_run: Path) -> None:
+    for step in ("00-baseline", "01-ptq"):
+        artifact = Artifact.load(tiny_run / step)
+        assert artifact.threshold is not None
+        assert float(metadata_of(artifact)["threshold"]) == pytest.approx(artifact.threshold.value, abs=1e-6)
+    assert "threshold" not in metadata_of(Artifact.load(tiny_run / "02-trt"))  # nothing was measured on it
+
+
+def test_what_is_assumed_of_a_foreign_file_stands_in_its_row(tiny_run: Path, waveform_run: Path) -> None:
+    (note,) = [
+        note for note in json.loads((tiny_run / "table.json").read_text())["rows"][0]["notes"] if "assumed" in note
+    ]
+    assert "assumed is Fbank of 80 bins at 16000 Hz minus its mean over the utterance" in note
+    rows = json.loads((waveform_run / "table.json").read_text())["rows"]
+    assert not [note for row in rows for note in row["notes"] if "assumed" in note]
