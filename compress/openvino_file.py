@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 GRAPH, WEIGHTS = "model.xml", "model.bin"  # OpenVINO's own names: it looks for the weights beside the graph
 INFO = "model_info"  # where a graph keeps its metadata, as in OpenVINO's Model API
 PRECISION = "inference_precision"  # entry of it: what is not quantized is computed in f32 or bf16
+FRAMES = "fixed_frames"  # entry of it: a length of utterances for which a network of its own is compiled
 
 CACHE_VARIABLE = "COMPRESS_CACHE"
 KEPT_DAYS = 30  # a compiled network that was not loaded for so long is removed
 
 _PRECISION = re.compile(rf'<{PRECISION} value="(f32|bf16)"'.encode())
+_FRAMES = re.compile(rf'<{FRAMES} value="(\d{{1,9}})"'.encode())
 _DIGEST = 64  # characters of the SHA-256 that a kept network begins with
 
 
@@ -61,6 +63,12 @@ def precision_of(graph: bytes) -> str:
     """What a graph asks to be computed in where it is not quantized: ``f32`` or ``bf16``."""
     found = _PRECISION.search(graph)
     return found.group(1).decode() if found else "f32"
+
+
+def fixed_frames_of(graph: bytes) -> int | None:
+    """The length that a graph asks a network of its own for, in frames."""
+    found = _FRAMES.search(graph)
+    return int(found.group(1)) if found else None
 
 
 def read_network(graph: bytes, weights: bytes) -> "openvino.Model":
@@ -107,12 +115,19 @@ def configuration(threads: int | None, precision: str) -> dict[str, Any]:
 
 
 def load_network(
-    graph: bytes, weights: bytes, threads: int | None, cache: Path | None
+    graph: bytes, weights: bytes, threads: int | None, cache: Path | None, shape: tuple[int, ...] | None = None
 ) -> "tuple[openvino.CompiledModel, bool]":
     """Compile an IR, or take it from the folder of compiled networks, where it is kept from then on.
 
     OpenVINO's own cache (``CACHE_DIR``) is not used: it raises on a folder that cannot be written, and a file in which
     some bytes were lost gives wrong embeddings without a word.
+
+    Args:
+        graph: ``model.xml``.
+        weights: ``model.bin``.
+        threads: None takes all cores.
+        cache: The folder; None compiles each time.
+        shape: Of the only input that it will take, which OpenVINO makes faster code for; None takes every one.
 
     Returns:
         The compiled network, and whether it came from the folder.
@@ -121,25 +136,28 @@ def load_network(
         ModelError: If OpenVINO cannot read or compile it.
     """
     precision = precision_of(graph)
-    kept = None if cache is None else cache / f"{key_of(graph, weights, threads)}.blob"
+    kept = None if cache is None else cache / f"{key_of(graph, weights, threads, shape)}.blob"
     blob = None if kept is None else read_kept(kept)
     if blob is not None:
         import openvino
 
         with contextlib.suppress(RuntimeError):  # of a build of the same version that differs after all
             return openvino.Core().import_model(blob, "CPU", configuration(threads, precision)), True
-    network = compile_network(read_network(graph, weights), threads, precision)
+    read = read_network(graph, weights)
+    if shape is not None:
+        read.reshape(list(shape))
+    network = compile_network(read, threads, precision)
     if kept is not None:
         keep(kept, network.export_model().getvalue())
     return network, False
 
 
-def key_of(graph: bytes, weights: bytes, threads: int | None) -> str:
-    """Hash of all that decides what is compiled: the network, OpenVINO, the CPU and the threads."""
+def key_of(graph: bytes, weights: bytes, threads: int | None, shape: tuple[int, ...] | None = None) -> str:
+    """Hash of all that decides what is compiled: the network, OpenVINO, the CPU, the threads and the shape."""
     import openvino
 
     cpu = [cpu_info().get(name, "") for name in ("model name", "flags")]
-    parts = [sha256_of(graph), sha256_of(weights), openvino.__version__, *cpu, str(threads or cores())]
+    parts = [sha256_of(graph), sha256_of(weights), openvino.__version__, *cpu, str(threads or cores()), str(shape)]
     return sha256_of("\n".join(parts).encode())
 
 

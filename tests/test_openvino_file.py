@@ -18,6 +18,7 @@ from compress.openvino_file import (
     cache_folder,
     configuration,
     executed_precisions,
+    fixed_frames_of,
     keep,
     key_of,
     load_network,
@@ -108,12 +109,17 @@ def test_networks_that_nobody_loads_are_removed(tmp_path: Path) -> None:
 def test_key_tells_networks_threads_and_versions_apart(
     tiny_openvino: Artifact, tiny_bf16: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = {key_of(*files(tiny_openvino), 1), key_of(*files(tiny_openvino), 2), key_of(*files(tiny_bf16), 1)}
+    keys = {
+        key_of(*files(tiny_openvino), 1),
+        key_of(*files(tiny_openvino), 1, (1, 50, 16)),
+        key_of(*files(tiny_openvino), 2),
+        key_of(*files(tiny_bf16), 1),
+    }
     monkeypatch.setattr("openvino.__version__", "2000.1")
     keys.add(key_of(*files(tiny_openvino), 1))
     monkeypatch.setattr(openvino_file, "cpu_info", lambda: {"model name": "another"})
     keys.add(key_of(*files(tiny_openvino), 1))
-    assert len(keys) == 5
+    assert len(keys) == 6
 
 
 def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +152,8 @@ def test_precision_is_that_of_the_graph(tiny_openvino: Artifact, tiny_bf16: Arti
     found = [precision_of(files(artifact)[0]) for artifact in (tiny_openvino, tiny_bf16)]
     assert found == ["f32", "bf16"]
     assert precision_of(b"<net></net>") == "f32"
+    assert fixed_frames_of(b'<fixed_frames value="298" />') == 298
+    assert fixed_frames_of(files(tiny_openvino)[0]) is None
     assert configuration(2, "bf16")["INFERENCE_PRECISION_HINT"] == "bf16"
 
 

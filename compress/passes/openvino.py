@@ -14,7 +14,7 @@ from compress import openvino_file
 from compress.artifact import Artifact, Format
 from compress.errors import ModelError, SettingError
 from compress.machine import has_bf16
-from compress.openvino_file import GRAPH, INFO, PRECISION, WEIGHTS
+from compress.openvino_file import FRAMES, GRAPH, INFO, PRECISION, WEIGHTS
 from compress.passes.base import Array, Context, Pass, spread
 from compress.passes.onnx_export import PARITY_SHAPES, TOLERANCE
 from compress.runners import OnnxRuntimeRunner
@@ -41,8 +41,11 @@ class OpenVINO(Pass):
     returns: ClassVar[Format] = Format.OPENVINO
 
     precision: Precision = "fp32"  # of everything that is not quantized
+    frames: int | None = None  # utterances of exactly so many frames run in a network compiled for that length
 
     def __post_init__(self) -> None:
+        if self.frames is not None and self.frames < 1:
+            raise SettingError(f"openvino.frames must be at least 1, got {self.frames}.")
         if self.precision not in get_args(Precision):
             raise SettingError(
                 f"openvino.precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}."
@@ -74,25 +77,31 @@ class OpenVINO(Pass):
         openvino_file.need_openvino()
         precision = self.precision_after(artifact.precision)
         context.say("converting")
-        graph, weights = convert(artifact.onnx, COMPUTED_IN[self.precision], half=precision == "bf16")
+        own = {FRAMES: str(self.frames)} if self.frames else {}
+        told = {PRECISION: COMPUTED_IN[self.precision], **own}
+        graph, weights = convert(artifact.onnx, told, half=precision == "bf16")
         context.say("compiling")
         network, first_s, again_s = load_twice(graph, weights, context.threads)
         context.say("comparing with ONNX Runtime")
-        agreement = check_parity(artifact, network, precision, context)
         notes = [
-            agreement,
+            check_parity(artifact, network, precision, context),
             *about_precision(openvino_file.executed_precisions(network), precision, self.precision),
             f"loads in {first_s:.2f} s, and in {again_s:.2f} s where it was compiled before",
         ]
+        if self.frames is not None:
+            shape = artifact.front_end.input_shape(1, self.frames)
+            fixed, _ = openvino_file.load_network(graph, weights, context.threads, None, shape)
+            agreement = check_parity_at(shape, artifact, fixed, precision, context)
+            notes.append(f"utterances of {self.frames} frames run in a network compiled for them, which {agreement}")
         return artifact.with_files({GRAPH: graph, WEIGHTS: weights}, self.step(*notes), self.returns, precision)
 
 
-def convert(data: bytes, computed_in: str, half: bool) -> tuple[bytes, bytes]:
+def convert(data: bytes, told: Mapping[str, str], half: bool) -> tuple[bytes, bytes]:
     """Convert a serialized ONNX graph; the result depends on nothing else.
 
     Args:
         data: With its metadata, which the IR takes over.
-        computed_in: ``f32`` or ``bf16``, noted for the runner.
+        told: Notes for the runner, put beside the metadata.
         half: Store weights as FP16, which is finer than the BF16 they are computed in.
 
     Returns:
@@ -105,11 +114,11 @@ def convert(data: bytes, computed_in: str, half: bool) -> tuple[bytes, bytes]:
     import openvino
 
     model = onnx.load_from_string(data)
-    told = {entry.key: entry.value for entry in model.metadata_props} | {PRECISION: computed_in}
-    told.pop("threshold", None)  # it was fitted on the ONNX graph's scores
+    metadata = {entry.key: entry.value for entry in model.metadata_props} | dict(told)
+    metadata.pop("threshold", None)  # it was fitted on the ONNX graph's scores
     biases_as_additions(model)
     network = openvino_file.read_network(model.SerializeToString(), b"")
-    for key, value in sorted(told.items()):
+    for key, value in sorted(metadata.items()):
         network.set_rt_info(value, [INFO, key])
     number_names(network)
     with tempfile.TemporaryDirectory() as folder:
@@ -184,36 +193,61 @@ def load_twice(graph: bytes, weights: bytes, threads: int) -> "tuple[openvino.Co
 
 
 def check_parity(artifact: Artifact, network: "openvino.CompiledModel", precision: str, context: Context) -> str:
-    """Compare embeddings with those of ONNX Runtime; gives a note.
+    """Compare embeddings with those of ONNX Runtime at several batch sizes and lengths; gives a note.
 
     Raises:
         ModelError: If they differ, or OpenVINO cannot run the graph.
     """
     runner = OnnxRuntimeRunner(artifact, context.threads)
-    noise = list(noise_for(artifact))
-    embeddings = [(run(network, inputs), runner.run(inputs)) for inputs in noise]
     shapes = ", ".join(f"{batch}x{frames}" for batch, frames in PARITY_SHAPES)
+    on = f"at (batch x frames) {shapes}"
+    pairs = [(run(network, inputs), runner.run(inputs)) for inputs in noise_for(artifact)]
+    if precision != "fp32" and context.calibration and not artifact.front_end.in_graph:  # it takes no features
+        chosen = spread(context.calibration, min(CHECKED_UTTERANCES, len(context.calibration)))
+        speech = [load()[None] for load in chosen]
+        pairs = [(run(network, inputs), runner.run(inputs)) for inputs in speech]
+        on = f"on {len(speech)} calibration utterances"
+    return agreement_of(pairs, precision, on)
+
+
+def check_parity_at(
+    shape: tuple[int, ...], artifact: Artifact, network: "openvino.CompiledModel", precision: str, context: Context
+) -> str:
+    """The same for a network compiled for one shape: on calibration audio brought to its length, or on noise.
+
+    Raises:
+        ModelError: If embeddings differ, or OpenVINO cannot run the graph.
+    """
+    inputs: Array = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    if precision != "fp32" and context.calibration and not artifact.front_end.in_graph:  # it takes no features
+        utterance = context.calibration[0]()
+        times = -(-shape[1] // len(utterance))
+        inputs = np.concatenate([utterance] * times)[None, : shape[1]]
+    pair = run(network, inputs), OnnxRuntimeRunner(artifact, context.threads).run(inputs)
+    return agreement_of([pair], precision, "at that length")
+
+
+def agreement_of(pairs: Sequence[tuple[Array, Array]], precision: str, on: str) -> str:
+    """How near embeddings of OpenVINO come to those of ONNX Runtime, pairs of (batch, embedding_size).
+
+    Raises:
+        ModelError: If they are too far from each other for the precision.
+    """
     if precision == "fp32":
-        worst = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in embeddings)
+        worst = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
         if not worst <= TOLERANCE:
             raise ModelError(
                 f"openvino: embeddings differ from ONNX Runtime's by {worst:.1e} of the largest value (allowed"
-                f" {TOLERANCE:.0e}). The graph was not converted; report it with its code."
+                f" {TOLERANCE:.0e}) {on}. The graph was not converted; report it with its code."
             )
-        return f"equals ONNX Runtime to {worst:.0e} at (batch x frames) {shapes}"
-    on = f"noise, {shapes}"
-    if context.calibration:
-        chosen = spread(context.calibration, min(CHECKED_UTTERANCES, len(context.calibration)))
-        speech = [load()[None] for load in chosen]
-        embeddings = [(run(network, inputs), runner.run(inputs)) for inputs in speech]
-        on = f"{len(speech)} calibration utterances"
-    lowest, mean = cosines(embeddings)
-    if not lowest >= NEEDED_COSINE[precision]:
+        return f"equals ONNX Runtime to {worst:.0e} {on}"
+    cosines = [cosine(x, y) for a, b in pairs for x, y in zip(a, b, strict=True)]
+    if not min(cosines) >= NEEDED_COSINE[precision]:
         raise ModelError(
-            f"openvino: embeddings differ from ONNX Runtime's, cosine {lowest:.4f} (needed {NEEDED_COSINE[precision]}),"
-            f" on {on}. The graph was not converted; set precision=fp32, or quantize less."
+            f"openvino: embeddings differ from ONNX Runtime's, cosine {min(cosines):.4f} (needed"
+            f" {NEEDED_COSINE[precision]}) {on}. The graph was not converted; set precision=fp32, or quantize less."
         )
-    return f"cosine to ONNX Runtime {mean:.5f} in the mean, {lowest:.5f} at least, on {on}"
+    return f"has cosine {np.mean(cosines):.5f} to ONNX Runtime in the mean, {min(cosines):.5f} at least, {on}"
 
 
 def noise_for(artifact: Artifact) -> Iterator[Array]:
@@ -240,12 +274,6 @@ def run(network: "openvino.CompiledModel", inputs: Array) -> Array:
             f" ({reason}); ONNX Runtime does. An average pooling over more frames than the input has is one cause."
         )
     return embeddings
-
-
-def cosines(embeddings: Sequence[tuple[Array, Array]]) -> tuple[float, float]:
-    """Lowest and mean cosine between rows of pairs (batch, embedding_size)."""
-    values = [cosine(x, y) for a, b in embeddings for x, y in zip(a, b, strict=True)]
-    return min(values), float(np.mean(values))
 
 
 def about_precision(executed: Mapping[str, int], precision: str, elsewhere: str) -> list[str]:

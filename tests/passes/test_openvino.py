@@ -15,6 +15,8 @@ from compress.onnx_file import open_session
 from compress.passes import Context, OpenVINO
 from compress.passes import openvino as module
 from compress.passes.openvino import about_precision, biases_as_additions, convert
+from compress.runners import OnnxRuntimeRunner, OpenVinoRunner
+from compress.vectors import cosine
 
 pytest.importorskip("openvino")
 
@@ -40,7 +42,7 @@ def test_bf16_halves_the_file_and_is_compared_on_calibration_audio(
 
 def test_bf16_without_calibration_audio_is_compared_on_noise(tiny_onnx: Artifact) -> None:
     note = OpenVINO(precision="bf16").run(tiny_onnx, Context()).history[-1].notes[0]
-    assert note.endswith("on noise, 1x200, 3x345, 1x97, 2x100, 4x1001")
+    assert note.endswith("at (batch x frames) 1x200, 3x345, 1x97, 2x100, 4x1001")
 
 
 def test_quantized_graph_runs_in_int8(tiny_int8: Artifact, tiny_openvino_int8: Artifact) -> None:
@@ -82,7 +84,7 @@ def test_network_that_differs_is_refused(tiny_onnx: Artifact, monkeypatch: pytes
     with pytest.raises(ModelError, match=r"embeddings differ from ONNX Runtime's by 1\.0e-03 of the largest value"):
         OpenVINO().run(tiny_onnx, Context())
     monkeypatch.setattr(module, "run", lambda network, inputs: right(network, inputs)[:, ::-1])
-    with pytest.raises(ModelError, match=r"cosine -?\d\.\d+ \(needed 0\.99\), on noise.*set precision=fp32"):
+    with pytest.raises(ModelError, match=r"cosine -?\d\.\d+ \(needed 0\.99\) at .*set precision=fp32"):
         OpenVINO(precision="bf16").run(tiny_onnx, Context())
 
 
@@ -98,6 +100,28 @@ def test_precision_of_the_result_is_known_before() -> None:
     assert OpenVINO(precision="bf16").precision_after("int8") == "int8"
     with pytest.raises(ModelError, match=r"openvino takes an fp32 or int8 graph; this one is fp16"):
         OpenVINO().precision_after("fp16")
+
+
+@pytest.mark.parametrize("name", ["tiny_onnx", "tiny_int8"])
+def test_length_of_its_own_is_compared_and_run(request, tiny_context: Context, name: str) -> None:
+    source = request.getfixturevalue(name)
+    artifact = OpenVINO(frames=120).run(source, tiny_context)
+    assert re.match(
+        r"utterances of 120 frames run in a network compiled for them, which (equals|has cosine) .* at that length",
+        artifact.history[-1].notes[-1],
+    )
+    runner, plain = OpenVinoRunner(artifact, 1), OnnxRuntimeRunner(source, 1)
+    rng = np.random.default_rng(0)
+    for batch, frames in ((1, 120), (1, 121), (2, 120), (1, 120)):
+        features = rng.standard_normal((batch, frames, 16), dtype=np.float32)
+        for a, b in zip(runner.run(features), plain.run(features), strict=True):
+            assert cosine(a, b) > (0.999999 if source.precision == "fp32" else 0.98)
+    assert sorted(map(str, runner._requests)) == ["(1, 120, 16)", "None"]
+
+
+def test_length_out_of_range_is_told() -> None:
+    with pytest.raises(SettingError, match=r"openvino\.frames must be at least 1, got 0"):
+        OpenVINO(frames=0)
 
 
 def test_without_the_package_the_command_is_told(tiny_onnx: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,4 +187,4 @@ def test_biases_become_additions_and_nothing_else_changes(tiny_int8: Artifact) -
 
 
 def test_files_depend_on_the_graph_alone(tiny_int8: Artifact) -> None:
-    assert convert(tiny_int8.onnx, "f32", half=False) == convert(tiny_int8.onnx, "f32", half=False)
+    assert convert(tiny_int8.onnx, {}, half=False) == convert(tiny_int8.onnx, {}, half=False)
