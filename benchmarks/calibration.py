@@ -2,10 +2,10 @@
 
     python benchmarks/calibration.py [--count 200] [--many 1000] [--threads 2]
 
-Takes some 10 minutes of a quiet machine with two cores. The audio is that of train speakers of speechocean762, in the folder that
-COMPRESS_BENCH_DATA names (unset: ../shared/data beside the repository), or the embedded one without it. This package
-gets the utterances as they are; ONNX Runtime, whose histograms need equal lengths, gets the same frames cut into as
-many utterances of one length. Each way runs in a process of its own, one after the other.
+Takes some 10 minutes of a quiet machine with two cores. The audio is that of train speakers of speechocean762, in the
+folder that COMPRESS_BENCH_DATA names (unset: ../shared/data beside the repository), or the embedded one without it.
+This package gets the utterances as they are; ONNX Runtime, whose histograms need equal lengths, gets the same frames
+cut into as many utterances of one length. Each way runs in a process of its own, one after the other.
 """
 
 import logging
