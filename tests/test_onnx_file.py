@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.artifact import Artifact
 from compress.errors import ModelError
-from compress.onnx_file import ONNX_OPSETS, count_weights, open_session, read_onnx
+from compress.onnx_file import ONNX_OPSETS, count_weights, open_session, read_onnx, with_metadata
 
 Axes = list[str | int]
 
@@ -231,6 +231,52 @@ def test_sample_rate_of_the_metadata_is_taken(tmp_path: Path) -> None:
     helper.set_model_props(model, {"sample_rate": "fast"})
     with pytest.raises(ModelError, match=r"model\.onnx: metadata sample_rate must be a whole number, got 'fast'"):
         Artifact.from_onnx(saved(model, tmp_path))
+
+
+def test_what_a_file_does_not_tell_is_assumed_and_said(tmp_path: Path) -> None:
+    model = graph()
+    opened = Artifact.from_onnx(saved(model, tmp_path)).front_end
+    assert (opened.sample_rate, opened.num_mel_bins, opened.cmn, opened.assumed) == (16000, 8, True, True)
+    assert opened.assumption is not None
+    assert "does not tell sample_rate and feature_normalize_type; assumed is Fbank of 8 bins" in opened.assumption
+    helper.set_model_props(model, {"sample_rate": "16000", "feature_normalize_type": "global-mean"})
+    told = Artifact.from_onnx(saved(model, tmp_path)).front_end
+    assert (told.assumed, told.assumption) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (
+            {"feature_normalize_type": "per_feature"},
+            r"feature_normalize_type is 'per_feature'; computed are",
+        ),
+        ({"window": "hann"}, r"metadata window is 'hann'; only 'povey' is computed"),
+        ({"normalize_samples": "0", "feature_normalize_type": ""}, r"samples in the 16-bit range"),
+    ],
+)
+def test_features_that_are_not_computed_here_are_refused(tmp_path: Path, told: dict[str, str], message: str) -> None:
+    model = graph()
+    helper.set_model_props(model, told)
+    with pytest.raises(ModelError, match=message):
+        Artifact.from_onnx(saved(model, tmp_path))
+
+
+def test_scale_of_the_samples_does_not_matter_once_the_mean_is_removed(tmp_path: Path) -> None:
+    model = graph()
+    helper.set_model_props(model, {"normalize_samples": "0", "feature_normalize_type": "global-mean"})
+    assert Artifact.from_onnx(saved(model, tmp_path)).front_end.cmn
+
+
+def test_metadata_is_set_and_taken_out(tmp_path: Path) -> None:
+    model = graph()
+    helper.set_model_props(model, {"task": "sv"})
+    data = model.SerializeToString()
+    changed = with_metadata(data, "threshold", "0.5")
+    told = {entry.key: entry.value for entry in onnx.load_from_string(changed).metadata_props}
+    assert told == {"task": "sv", "threshold": "0.5"}
+    assert with_metadata(changed, "threshold", None) == data
+    assert with_metadata(data, "threshold", None) is data
 
 
 def test_logical_weights_do_not_depend_on_their_storage(tiny_onnx: Artifact, tiny_int8: Artifact) -> None:

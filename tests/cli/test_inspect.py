@@ -45,6 +45,16 @@ def test_eval_of_another_list(cli: Callable, tiny_graph: Path, own_speech: Path)
     assert "(95 %: " in out
 
 
+def test_what_is_assumed_of_a_foreign_file_is_said_before_the_work(
+    cli: Callable, tiny_graph: Path, tiny_run: Path
+) -> None:
+    code, _, err = cli("bench", tiny_graph, "--budget", "0", "--seconds", "1")
+    assert code == 0
+    assert err.startswith(f"warning: {tiny_graph}: the metadata of the ONNX file does not tell sample_rate")
+    _, _, err = cli("bench", tiny_run / "01-ptq", "--budget", "0", "--seconds", "1")
+    assert "warning" not in err
+
+
 def test_eval_of_what_is_not_built_yet(cli: Callable, tiny_run: Path, speech_folder: Path) -> None:
     code, out, err = cli("eval", tiny_run / "02-trt", "--data", speech_folder)
     assert (code, out) == (2, "")
