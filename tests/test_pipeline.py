@@ -685,3 +685,17 @@ def test_what_is_assumed_of_a_foreign_file_stands_in_its_row(tiny_run: Path, wav
     assert "assumed is Fbank of 80 bins at 16000 Hz minus its mean over the utterance" in note
     rows = json.loads((waveform_run / "table.json").read_text())["rows"]
     assert not [note for row in rows for note in row["notes"] if "assumed" in note]
+
+
+def test_a_budget_that_is_not_met_fails_the_step_and_keeps_the_nearest(
+    tiny_graph: Path, speech_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    maker = PTQ(utterances=4, max_eer_rise=-0.9)
+    config = RunConfig((maker,), str(tiny_graph), data=str(speech_folder), out=str(out), timing_s=0.0)
+    *_, failed = run(config)["rows"]
+    assert failed["status"] == "failed"
+    assert failed["reason"].startswith("ptq: the budget cannot be met: EER ")
+    assert Artifact.load(out / "01-ptq").precision == "int8"
+    *_, again = run(config, resume=True)["rows"]
+    assert again["status"] == "failed"

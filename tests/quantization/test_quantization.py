@@ -74,7 +74,9 @@ def test_types_are_those_of_the_target(random_graph, speechlike, target: str) ->
         if node.op_type == "DequantizeLinear" and len(constants.get(node.input[0], TensorProto()).dims) > 1:
             axis = next(a.i for a in node.attribute if a.name == "axis")
             assert constants[node.input[1]].dims[0] == constants[node.input[0]].dims[axis], "a scale per channel"
-            assert not numpy_helper.to_array(constants[node.input[2]]).any()
+            zeros = [numpy_helper.to_array(constants[name]) for name in node.input[2:]]
+            assert len(zeros) == scheme.weight_zero_points
+            assert not any(values.any() for values in zeros)
 
 
 def test_onnx_runtime_runs_what_was_planned_in_int8(random_graph, speechlike) -> None:
@@ -151,3 +153,18 @@ def test_given_graph_is_left_alone(random_graph: Callable[..., onnx.ModelProto],
     before = model.SerializeToString(deterministic=True)
     int8(model, speechlike, target)
     assert model.SerializeToString(deterministic=True) == before
+
+
+def test_openvino_runs_every_convolution_in_int8(random_graph, speechlike, nearness) -> None:
+    openvino = pytest.importorskip("openvino")
+    model = random_graph(gate=True, concat=True)
+    made = int8(model, speechlike, "openvino")
+    network = openvino.Core().read_model(made.SerializeToString())
+    feats = speechlike[0][None]
+    network.reshape(list(feats.shape))
+    compiled = openvino.Core().compile_model(network, "CPU", {"INFERENCE_NUM_THREADS": 1})
+    infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    kinds = [(str(info["layerType"].astype(str)), str(info["runtimePrecision"].astype(str))) for info in infos]
+    convolutions = [precision for kind, precision in kinds if kind == "Convolution"]
+    assert convolutions
+    assert set(convolutions) <= {"u8", "i8"}
