@@ -51,7 +51,9 @@ def release(request, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Pat
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", "--target", str(folder)]
     done = subprocess.run([*pip, *RELEASES[request.param]], capture_output=True, text=True, check=False)
     if done.returncode:
-        pytest.skip(f"ONNX Runtime {request.param} cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+        pytest.skip(
+            f"ONNX Runtime {request.param} cannot be installed here: {(done.stderr.strip() or 'pip failed').splitlines()[-1]}"
+        )
     return request.param, folder
 
 
