@@ -121,10 +121,15 @@ def test_a_list_of_passes_has_several_forms(passes: Any) -> None:
 
 def test_set_applies_to_passes_of_a_yaml_file_in_any_form(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    for text in ("passes: prune,ptq", "passes: [prune, ptq]", "passes: {prune: {scope: uniform}, ptq: }"):
+    in_yaml = {"scope": "uniform"}
+    for text, scope in (
+        ("passes: prune,ptq", {}),
+        ("passes: [prune, ptq]", {}),
+        ("passes: {prune: {scope: uniform}, ptq: }", in_yaml),
+    ):
         path.write_text(text)
         found = from_options(["--config", str(path), "--set", "prune.ratio=0.25", "--set", "ptq.reduce_range=true"])
-        assert found.passes == (Prune(ratio=0.25), PTQ(reduce_range=True))
+        assert found.passes == (Prune(ratio=0.25, **scope), PTQ(reduce_range=True))
 
 
 def test_set_applies_to_every_pass_of_that_name() -> None:

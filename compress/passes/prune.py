@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compress.artifact import MACS_SECONDS, Artifact, Format
-from compress.errors import SettingError
+from compress.errors import InputError, SettingError
 from compress.passes.base import Array, Context, Pass, Preview, spread
 from compress.passes.planning import Plan, Planner, noise
 from compress.passes.recovery import batch_norms, mean_cosine, reconstruct_consumers, reestimate_batch_norm
@@ -115,7 +115,9 @@ class Prune(Pass):
     def _utterances_for(self) -> dict[str, int]:
         """The settings by which utterances are asked for, as far as they matter."""
         scored = self.channels is None and self.score in ("activation", "taylor")
-        compared = self.channels is None and self.scope == "sensitivity" and self.sensitivity_loss == "cosine"
+        measured = self.scope == "sensitivity" and self.sensitivity_loss == "cosine"
+        known = self.sensitivity is not None and Path(self.sensitivity).exists()
+        compared = self.channels is None and measured and not known
         return {
             "prune.bn_utterances": self.bn_utterances,
             "prune.score_utterances": self.score_utterances if scored else 0,
@@ -129,6 +131,11 @@ class Prune(Pass):
             InputError: If there are fewer.
         """
         wanted = self._utterances_for
+        if not context.calibration and wanted["prune.sensitivity_utterances"]:
+            raise InputError(
+                "prune.scope sensitivity measures on unlabeled utterances, and there are none. Give a --calib list, or"
+                " set prune.scope=uniform and prune.bn_utterances=0."
+            )
         return context.utterances(self.calibration_utterances, max(wanted, key=wanted.__getitem__))
 
     @property
@@ -147,7 +154,9 @@ class Prune(Pass):
         """Trace, choose, remove, verify in float64, and recover on unlabeled utterances."""
         self.check_input(artifact)
         dense = artifact.module
-        utterances = [load() for load in spread(self.calibration(context), self.bn_utterances)]
+        utterances: list[Array] = []
+        if self.bn_utterances:
+            utterances = [load() for load in spread(self.calibration(context), self.bn_utterances)]
         probes = utterances[:COSINE_UTTERANCES] or [noise(artifact)]
         plan = Planner(self, artifact, context).plan()
         pruned = remove_channels(dense, plan.graph, plan.channels)

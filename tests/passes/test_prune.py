@@ -11,19 +11,20 @@ import pytest
 import torch
 from torch import nn
 
-from compress.artifact import Artifact, FrontEnd
+from compress.artifact import Artifact, FrontEnd, Step
 from compress.errors import CompressError, InputError, SettingError
 from compress.passes import Context, Prune, build
+from compress.passes.planning import Planner
 from compress.passes.recovery import batch_norms, mean_cosine, reestimate_batch_norm
 
 
 @pytest.fixture(scope="module")
 def pruned(campplus: Artifact, speech_context: Context) -> Artifact:
     """The embedded network at 60 % of its parameters, batch norm as it was."""
-    return Prune(bn_utterances=0).run(campplus, speech_context)
+    return Prune(scope="uniform", bn_utterances=0).run(campplus, speech_context)
 
 
-@pytest.mark.parametrize("scope", ["uniform", "global"])
+@pytest.mark.parametrize("scope", ["uniform", "global", "sensitivity"])
 @pytest.mark.parametrize("ratio", [0.0, 0.2, 0.4])
 def test_tiny_network_loses_what_was_asked(tiny: Artifact, tiny_context: Context, ratio: float, scope: str) -> None:
     result = Prune(ratio=ratio, scope=scope, round_to=1, bn_utterances=0).run(tiny, tiny_context)
@@ -147,15 +148,31 @@ def test_a_score_that_says_nothing_of_the_network_is_refused() -> None:
     with pytest.raises(
         SettingError, match=r"prune\.score bn_scale says nothing of any channel of this network\. Use l1"
     ):
-        Prune(score="bn_scale", bn_utterances=0).run(Artifact.from_module(module), Context())
+        Prune(score="bn_scale", scope="uniform", bn_utterances=0).run(Artifact.from_module(module), Context())
 
 
 def test_groups_that_a_score_says_nothing_of_are_told() -> None:
     torch.manual_seed(0)
     layers = [nn.Linear(80, 64), nn.ReLU(), Mean(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 16)]
     artifact = Artifact.from_module(nn.Sequential(*layers))
-    result = Prune(score="bn_scale", bn_utterances=0).run(artifact, Context())
+    result = Prune(score="bn_scale", scope="uniform", bn_utterances=0).run(artifact, Context())
     assert "1 of 2 groups were scored by l1: bn_scale says nothing of them" in result.history[-1].notes
+
+
+def test_embedded_weights_bring_their_sensitivities(campplus: Artifact) -> None:
+    """No audio is needed to plan for them; any other weights of the same network are measured."""
+    said: list[str] = []
+    planner = Planner(Prune(), campplus, Context(say=said.append))
+    table = planner.sensitivity(planner.scores()[0])
+    assert said[-1] == "sensitivities of the embedded weights"
+    assert len(table.losses) == len(planner.graph.groups())
+    other = copy.deepcopy(campplus.module)
+    torch.nn.init.zeros_(other.head.conv1.weight)
+    changed = campplus.with_model(other, Step("", {}, ()))
+    with pytest.raises(
+        InputError, match=r"prune\.scope sensitivity measures on unlabeled utterances, and there are none"
+    ):
+        Prune(bn_utterances=0).run(changed, Context())
 
 
 def test_kept_layers_are_left_whole(plain, tiny_context) -> None:
@@ -280,7 +297,7 @@ def test_pass_reestimates_batch_norm_and_says_what_it_brought(tiny: Artifact, ti
 def test_pruned_network_is_rebuilt_from_its_folder(
     small_campplus: Artifact, tiny: Artifact, tiny_context: Context, fresh_tiny, tmp_path: Path
 ) -> None:
-    pruned_campplus = Prune(ratio=0.3, bn_utterances=0).run(small_campplus, Context())
+    pruned_campplus = Prune(ratio=0.3, scope="uniform", bn_utterances=0).run(small_campplus, Context())
     pruned_campplus.save(tmp_path / "campplus")
     pruned_tiny = Prune().run(tiny, tiny_context)
     pruned_tiny.save(tmp_path / "tiny")
@@ -302,7 +319,7 @@ def test_network_can_be_pruned_again(tiny: Artifact, tiny_context: Context) -> N
 def test_network_without_batch_norm_is_pruned_too() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(80, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), Mean(), nn.Linear(64, 16))
-    result = Prune(bn_utterances=0).run(Artifact.from_module(module), Context())
+    result = Prune(scope="uniform", bn_utterances=0).run(Artifact.from_module(module), Context())
     assert batch_norms(result.module) == []
     assert len(result.history[-1].notes) == 2
 
