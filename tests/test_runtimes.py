@@ -51,9 +51,8 @@ def release(request, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Pat
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", "--target", str(folder)]
     done = subprocess.run([*pip, *RELEASES[request.param]], capture_output=True, text=True, check=False)
     if done.returncode:
-        pytest.skip(
-            f"ONNX Runtime {request.param} cannot be installed here: {(done.stderr.strip() or 'pip failed').splitlines()[-1]}"
-        )
+        why = (done.stderr.strip() or "pip failed").splitlines()[-1]
+        pytest.skip(f"ONNX Runtime {request.param} cannot be installed here: {why}")
     return request.param, folder
 
 
