@@ -35,7 +35,7 @@ def test_file_is_little_more_than_a_quarter_of_the_float_one(campplus_onnx: Arti
 
 
 def test_result_says_what_it_is(tiny_int8: Artifact, campplus_int8: Artifact) -> None:
-    cases = ((tiny_int8, "3 of 3", "2 QLinearConv", 20), (campplus_int8, "224 of 225", "224 QLinearConv", 12))
+    cases = ((tiny_int8, "3 of 3", 3, 20), (campplus_int8, "224 of 225", 224, 12))
     for artifact, weighted, kernels, utterances in cases:
         assert artifact.precision == "int8"
         step = artifact.history[-1]
@@ -47,7 +47,8 @@ def test_result_says_what_it_is(tiny_int8: Artifact, campplus_int8: Artifact) ->
         assert (", 7 bits" in notes) != has_vnni()
         assert "(no constant weight: a product of two activations, as pooling over segments" in notes
         assert "cosine to the float graph " in notes
-        assert re.search(rf"ran in ONNX Runtime: .*{kernels}.* in INT8", notes)
+        ran = re.search(r"ran in ONNX Runtime: (.*) in INT8", notes)[1]
+        assert sum(map(int, re.findall(r"(\d+) \w+", ran))) == kernels
 
 
 def test_ranges_come_from_utterances_spread_over_the_list(tiny_onnx: Artifact, noise) -> None:
