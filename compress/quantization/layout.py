@@ -1,6 +1,6 @@
 """Transposes of four axes of which one is 1, written as transposes of three, for which ONNX Runtime is fast.
 
-Version 1.31.1 takes 127 us for one around FSMN's memory (300 frames, 128 channels, one thread), and 10 us in this form.
+FSMN-VAD in float took 4.06 ms with the former and 2.99 ms with the latter (version 1.31.1, 300 frames, one thread).
 """
 
 from typing import Any

@@ -26,8 +26,9 @@ class Scheme:
 
 
 # ONNX Runtime takes its INT8 convolution only with a Q behind it and an S32 bias. TensorRT's parser refuses zero points
-# other than 0 and quantized biases. OpenVINO 2026.4.1 folds weights back to float where several share their zeros: 116
-# of the 225 convolutions of CAM++ then ran in float. There and in TensorRT a float result may follow an INT8 operator.
+# other than 0 and quantized biases. OpenVINO 2026.4.1 folds weights back to float where several share their zeros: 115
+# of the 224 quantized convolutions of CAM++ then ran in float. There and in
+# TensorRT a float result may follow an INT8 operator.
 SCHEMES: dict[Target, Scheme] = {
     "onnxruntime": Scheme(
         symmetric=False, quantized_results=("Conv",), int_bias=True, weight_zero_points=True, dynamic_lstm=True
