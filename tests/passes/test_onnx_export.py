@@ -267,7 +267,7 @@ def test_graph_with_the_front_end_takes_waveforms(tiny_waveform: Artifact) -> No
     axes = [axis.dim_param or axis.dim_value for axis in graph.input[0].type.tensor_type.shape.dim]
     assert (graph.input[0].name, axes) == ("waveform", ["batch", "samples"])
     assert tiny_waveform.front_end.in_graph
-    assert "the front end is in the graph: cosine 1.0" in tiny_waveform.history[-1].notes[1]
+    assert "the front end is in the graph: cosine 1.0" in tiny_waveform.history[-1].notes[-1]
     waveforms = np.stack([voice(1.0, seed) for seed in range(3)])
     runner = OnnxRuntimeRunner(tiny_waveform, 1)
     for one, waveform in zip(runner.run(waveforms), waveforms, strict=True):

@@ -1,5 +1,7 @@
 """All steps together: nothing is ever changed beyond rounding, and what would be is refused."""
 
+import math
+
 import numpy as np
 import onnx
 import pytest
@@ -32,8 +34,9 @@ class Graph:
         return name
 
     def weight(self, *shape: int, positive: bool = False) -> str:
-        """Add a weight of noise."""
-        values = self.rng.uniform(0.5, 2, shape) if positive else self.rng.standard_normal(shape)
+        """Add a weight of noise that keeps values near 1: of a saturated sigmoid little but rounding is left."""
+        fan_in = math.prod(shape[1:])
+        values = self.rng.uniform(0.5, 2, shape) if positive else self.rng.standard_normal(shape) / math.sqrt(fan_in)
         return self.constant(values.astype(np.float32))
 
     def constant(self, values: object) -> str:
@@ -86,7 +89,7 @@ class Graph:
     def model(self) -> onnx.ModelProto:
         """End in the mean over frames and a linear layer."""
         mean = self.add("ReduceMean", [self.x, self.constant([2])], keepdims=0)
-        self.nodes.append(helper.make_node("Gemm", [mean, self.weight(CHANNELS, 3)], ["embedding"]))
+        self.nodes.append(helper.make_node("Gemm", [mean, self.weight(3, CHANNELS)], ["embedding"], transB=1))
         ends = [
             helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, axes)
             for name, axes in (("feats", ["batch", "frames", CHANNELS]), ("embedding", ["batch", 3]))
