@@ -10,9 +10,9 @@ import inspect
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 import compress
 from compress import machine, table
 from compress.artifact import Artifact, Threshold, versions
+from compress.audio import probe
+from compress.calibration import level_db
 from compress.config import RunConfig, from_mapping, with_links
 from compress.data import DataFolder, embedded_data
 from compress.errors import CompressError, InputError, MachineError, UnmetBudgetError
@@ -41,7 +43,6 @@ from compress.files import (
     write_text,
 )
 from compress.passes import Context, Pass
-from compress.passes.base import spread
 from compress.progress import Progress, Silent
 from compress.report import TrialScores, render_report, summarize
 from compress.runners import Runner, golden_outputs, open_runner, runners_for, torch_threads
@@ -90,6 +91,7 @@ class Plan:
     trials: Path
     verification: Verification
     calibration: DataFolder
+    context: Context
     steps: tuple[PlannedStep, ...]
 
     @property
@@ -129,13 +131,8 @@ def plan(config: RunConfig) -> Plan:
     verification = Verification.read(data, trials)
     wanted = max((step.calibration_utterances for step in config.passes), default=0)
     calibration = data.calibration(config.calib) if wanted or config.calib else data.subset(())
-    if len(calibration) < wanted:
-        hungry = max(config.passes, key=lambda step: step.calibration_utterances)
-        raise InputError(
-            f"{hungry.name} asks for {wanted} calibration utterances, the list has {len(calibration)}."
-            " Give a longer --calib list, or ask for fewer with --set."
-        )
-    check_calibration(calibration, config.passes, source)
+    context = calibration_context(calibration, source)
+    check_calibration(calibration, config.passes, context)
     steps = [PlannedStep(config.folder / f"00-{BASELINE}", BASELINE, None)]
     names: list[str] = []
     for number, maker in enumerate(config.passes, start=1):
@@ -143,7 +140,7 @@ def plan(config: RunConfig) -> Plan:
         steps.append(PlannedStep(config.folder / f"{number:02d}-{maker.name}", variant, maker))
         if maker.name != "onnx":  # the export is a link, not a change: prune+ptq and not prune+onnx+ptq
             names.append(maker.name)
-    return Plan(config, source, data, trials, verification, calibration, tuple(steps))
+    return Plan(config, source, data, trials, verification, calibration, context, tuple(steps))
 
 
 def check_files(maker: Pass) -> None:
@@ -161,21 +158,39 @@ def check_files(maker: Pass) -> None:
             raise InputError(f"{path}: no such file; {maker.name} was told to read it.")
 
 
-def check_calibration(calibration: DataFolder, makers: Sequence[Pass], source: Artifact) -> None:
+def calibration_context(calibration: DataFolder, source: Artifact) -> Context:
+    """What passes are handed of a calibration list."""
+    names = calibration.utterances
+
+    @cache
+    def measure(place: int) -> tuple[float, float]:
+        waveform = calibration_waveform(calibration, names[place], source.front_end.sample_rate)
+        return len(waveform) / source.front_end.sample_rate, level_db(waveform)
+
+    return Context(
+        calibration=[partial(calibration_features, calibration, name, source) for name in names],
+        speakers=[calibration.speakers.get(name) for name in names],
+        measure=measure,
+    )
+
+
+def check_calibration(calibration: DataFolder, makers: Sequence[Pass], context: Context) -> None:
     """Read the calibration audio that the passes will use, so that broken audio does not stop a run half-way.
 
     Raises:
-        InputError: If a file of the list is missing, or one that will be used cannot be.
+        InputError: If the list is too short, a file of it is missing, or one that will be used cannot be.
     """
+    for maker in makers:
+        if len(calibration) < maker.calibration_utterances:
+            raise InputError(
+                f"{maker.name} asks for {maker.calibration_utterances} calibration utterances, the list has"
+                f" {len(calibration)}. Give a longer --calib list, or ask for fewer."
+            )
     for utterance in calibration.utterances:
         if not calibration.path(utterance).is_file():
             raise InputError(f"{calibration.path(utterance)}: no such audio file; the calibration list names it.")
-    read: set[str] = set()
-    for maker in makers:
-        for utterance in spread(calibration.utterances, maker.calibration_utterances):
-            if utterance not in read:
-                calibration_features(calibration, utterance, source)
-            read.add(utterance)
+    for place in dict.fromkeys(place for maker in makers for place in maker.calibration_places(context)):
+        context.calibration[place]()
 
 
 def run(config: RunConfig, resume: bool = False, progress: Progress | None = None) -> dict[str, Any]:
@@ -305,12 +320,11 @@ class Run:
         if step.maker is None:
             return parent, 0.0
         self.progress.say(f"{step.folder.name}: {step.maker!r}")
-        context = Context(
-            calibration=[_features_of(self.plan, utterance) for utterance in self.plan.calibration.utterances],
+        context = replace(
+            self.plan.context,
             threads=machine.cores(),
             score=self.score,
             say=lambda text: self.progress.say(f"{step.folder.name}: {text}"),
-            speakers=[self.plan.calibration.speakers.get(u) for u in self.plan.calibration.utterances],
             progress=self.progress,
         )
         started = time.monotonic()
@@ -561,10 +575,6 @@ def code_hash() -> str:
     return _hash([[str(path.relative_to(root)), sha256_of(path)] for path in files])
 
 
-def _features_of(planned: Plan, utterance: str) -> Callable[[], Array]:
-    return lambda: calibration_features(planned.calibration, utterance, planned.source)
-
-
 def calibration_features(calibration: DataFolder, utterance: str, source: Artifact) -> Array:
     """Features of a calibration utterance, (frames, num_mel_bins).
 
@@ -572,7 +582,7 @@ def calibration_features(calibration: DataFolder, utterance: str, source: Artifa
         InputError: If the audio cannot be used or is too short; the file is named.
     """
     front_end = source.front_end
-    waveform = calibration.waveform(utterance, front_end.sample_rate)
+    waveform = calibration_waveform(calibration, utterance, front_end.sample_rate)
     try:
         features = front_end.features(waveform)
     except InputError as error:
@@ -583,6 +593,23 @@ def calibration_features(calibration: DataFolder, utterance: str, source: Artifa
             f" {source.min_frames} are needed. Take it off the calibration list."
         )
     return features
+
+
+def calibration_waveform(calibration: DataFolder, utterance: str, sample_rate: int) -> Array:
+    """Waveform of a calibration utterance, (samples,) at ``sample_rate`` hertz.
+
+    Raises:
+        InputError: If the audio cannot be used, or was recorded at a lower rate.
+    """
+    path = calibration.path(utterance)
+    recorded = probe(path).sample_rate
+    if recorded < sample_rate:
+        raise InputError(
+            f"{path}: {recorded} Hz. The network takes {sample_rate} Hz, and there is nothing above {recorded // 2} Hz"
+            f" to calibrate on. Give a list of recordings at {sample_rate} Hz or more; if the network will get such"
+            f" audio in use, resample the files to {sample_rate} Hz first."
+        )
+    return calibration.waveform(utterance, sample_rate)
 
 
 def _identity(maker: Pass | None) -> Any:

@@ -42,6 +42,14 @@ class Range:
     seen_high: float
     clipped: float
 
+    @property
+    def covered(self) -> float:
+        """Fraction of the way between the extremes, and 0, that lies within low..high."""
+        seen_low, seen_high = min(self.seen_low, 0.0), max(self.seen_high, 0.0)
+        if seen_low == seen_high:
+            return 1.0
+        return (min(self.high, seen_high) - max(self.low, seen_low)) / (seen_high - seen_low)
+
 
 @dataclass(frozen=True)
 class Ranges:
@@ -139,8 +147,8 @@ def collect_ranges(
             for name, values in zip(found, _run(session, piece, count), strict=True):
                 if not found[name].add(values, count=method != "minmax"):
                     raise InputError(
-                        f"{_maker(model, name)} is NaN or infinite on calibration utterance {count}. Check the weights"
-                        " of the network there."
+                        f"{maker_of(model, name)} is NaN or infinite on calibration utterance {count}. Check the"
+                        " weights of the network there."
                     )
     if not count:
         raise InputError("there are no calibration utterances; at least one is needed.")
@@ -182,6 +190,7 @@ def _run(session: "onnxruntime.InferenceSession", piece: Array, number: int) -> 
     return outputs
 
 
-def _maker(model: "onnx.ModelProto", tensor: str) -> str:
+def maker_of(model: "onnx.ModelProto", tensor: str) -> str:
+    """A tensor for a message: its name, and the node that makes it."""
     node = next((node for node in model.graph.node if tensor in node.output), None)
     return f"tensor '{tensor}' of {node.op_type} '{node.name}'" if node is not None else f"the input '{tensor}'"

@@ -3,8 +3,7 @@
 import dataclasses
 import inspect
 import json
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from compress.data.folder import check_new
 from compress.errors import UnmetBudgetError
 from compress.machine import cores
 from compress.models import ARCHITECTURES
-from compress.passes import Context, Pass, Preview, build
-from compress.pipeline import calibration_features, check_calibration, check_files
+from compress.passes import Pass, Preview, build
+from compress.pipeline import calibration_context, check_calibration, check_files
 from compress.runners import torch_threads
 
 
@@ -73,14 +72,8 @@ def run_one(
     check_new(folder)
     bars = Bars()
     calibration = calibration_list(maker, calib, model, bars)
-    check_calibration(calibration, [maker], artifact)
-    context = Context(
-        calibration=[partial(calibration_features, calibration, u, artifact) for u in calibration.utterances],
-        threads=cores(),
-        say=bars.say,
-        speakers=[calibration.speakers.get(u) for u in calibration.utterances],
-        progress=bars,
-    )
+    context = replace(calibration_context(calibration, artifact), threads=cores(), say=bars.say, progress=bars)
+    check_calibration(calibration, [maker], context)
     with torch_threads(cores()):
         if dry_run:
             print_preview(maker, maker.preview(artifact, context), model, artifact, folder, as_json)
@@ -125,16 +118,16 @@ def print_result(result: Artifact, folder: Path, as_json: bool) -> None:
 
 
 def calibration_list(maker: Pass, calib: str | None, model: str, bars: Bars) -> DataFolder:
-    """Read as much of the calibration list as the pass asks for, and tell which list that is.
+    """Read the calibration list, and tell which that is.
 
     Raises:
-        InputError: If the list is missing or too short.
+        InputError: If the list is missing or broken.
     """
     wanted = maker.calibration_utterances
     nothing = DataFolder(Path(), {})
     if not wanted and calib is None:
         return nothing
-    listed = (DataFolder.read(embedded_data()) if calib is None else nothing).calibration(calib, count=wanted)
+    listed = (DataFolder.read(embedded_data()) if calib is None else nothing).calibration(calib)
     bars.say(f"calibration: {wanted} utterances of {calib or 'the embedded synthetic voices'}")
     if calib is None and model not in ARCHITECTURES:
         bars.say("warning: calibrate your own model on your own speech, with --calib FILE.")

@@ -12,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.artifact import Artifact, Format, Step
+from compress.calibration import choose_utterances
 from compress.errors import InputError, ModelError, SettingError, unknown_name
 from compress.progress import Progress, Silent
 
 Array = NDArray[np.float32]
 
 T = TypeVar("T")
+
+CANDIDATES = 4  # for each utterance to be chosen by its level, so many are decoded to know theirs
 
 
 def _ignore(_: str) -> None:
@@ -35,6 +38,8 @@ class Context:
         say: Takes a line about what is being done, for the progress display.
         speakers: Of each calibration utterance, None where it is not known; empty if none is.
         progress: Shows how far long work is.
+        measure: Gives the duration in seconds and the level in decibels of the calibration utterance at a place of
+            the list, where there is audio and not only features.
     """
 
     calibration: Sequence[Callable[[], Array]] = ()
@@ -43,6 +48,7 @@ class Context:
     say: Callable[[str], None] = _ignore
     speakers: Sequence[str | None] = ()
     progress: Progress = field(default_factory=Silent)
+    measure: Callable[[int], tuple[float, float]] | None = None
 
     def utterances(self, wanted: int, name: str) -> list[Callable[[], Array]]:
         """Give ``wanted`` calibration utterances, spread evenly over the list.
@@ -50,12 +56,33 @@ class Context:
         Raises:
             InputError: If there are fewer.
         """
+        self.check_enough(wanted, name)
+        return spread(self.calibration, wanted)
+
+    def check_enough(self, wanted: int, name: str) -> None:
+        """Refuse a calibration list that is too short; ``name`` is the setting to change.
+
+        Raises:
+            InputError: If there are fewer than ``wanted`` utterances.
+        """
         if len(self.calibration) < wanted:
             raise InputError(
                 f"{name}: {wanted} calibration utterances were asked for, the list has {len(self.calibration)}."
                 f" Give a longer --calib list or set {name}={len(self.calibration)}."
             )
-        return spread(self.calibration, wanted)
+
+    def places_by_level(self, wanted: int, seed: int) -> list[int]:
+        """Choose places of the calibration list so that all durations and levels are among them.
+
+        Of a list of more than ``CANDIDATES`` times as many, so many spread evenly over it are looked at. Where there
+        is no audio, the places are spread evenly too.
+        """
+        places = list(range(len(self.calibration)))
+        if self.measure is None or len(places) <= wanted:
+            return spread(places, wanted)
+        candidates = spread(places, min(len(places), CANDIDATES * wanted))
+        durations, levels = zip(*map(self.measure, candidates), strict=True)
+        return [candidates[i] for i in choose_utterances(durations, levels, wanted, seed)]
 
 
 def spread(items: Sequence[T], wanted: int) -> list[T]:
@@ -104,6 +131,10 @@ class Pass(ABC):
     def calibration_utterances(self) -> int:
         """How many calibration utterances the pass will ask for, so that a run can be refused before it starts."""
         return 0
+
+    def calibration_places(self, context: Context) -> list[int]:
+        """Places in the calibration list of the utterances that the pass will use."""
+        return spread(range(len(context.calibration)), self.calibration_utterances)
 
     @property
     def reads(self) -> tuple[str, ...]:

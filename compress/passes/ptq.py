@@ -1,13 +1,13 @@
 """Post-training quantization to INT8, calibrated on unlabeled audio."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final, get_args
 
 import numpy as np
 
 from compress.artifact import FILE_NAMES, Artifact, Format
-from compress.calibration import Method, Range, collect_ranges
+from compress.calibration import Method, Range, collect_ranges, maker_of
 from compress.errors import InputError, ModelError, SettingError, UnmetBudgetError, unknown_name
 from compress.front_end_graph import join_front_end, split_front_end
 from compress.machine import has_vnni
@@ -51,7 +51,8 @@ class PTQ(Pass):
     accepts: ClassVar[Format] = Format.ONNX
     returns: ClassVar[Format] = Format.ONNX
 
-    utterances: int = 40  # calibration utterances, spread evenly over the list
+    utterances: int = 40  # calibration utterances, of all durations and levels of the list
+    seed: int = 0  # of their choice
     target: str = "onnxruntime"
     method: str = "minmax"  # how ranges are chosen
     operators: tuple[str, ...] = WEIGHTED  # types that become INT8
@@ -68,6 +69,8 @@ class PTQ(Pass):
 
         if self.utterances < 1:
             raise SettingError(f"ptq.utterances must be at least 1, got {self.utterances}.")
+        if self.seed < 0:
+            raise SettingError(f"ptq.seed must be at least 0, got {self.seed}.")
         if self.target not in SCHEMES:
             raise unknown_name("ptq.target", self.target, SCHEMES)
         if self.method not in get_args(Method):
@@ -86,6 +89,10 @@ class PTQ(Pass):
     def calibration_utterances(self) -> int:
         """How many calibration utterances the pass will ask for."""
         return self.utterances
+
+    def calibration_places(self, context: Context) -> list[int]:
+        """Places in the calibration list, chosen by duration and level."""
+        return context.places_by_level(self.utterances, self.seed)
 
     def precision_after(self, precision: str) -> str:
         """INT8, from a float graph only.
@@ -162,9 +169,10 @@ class _Quantization:
     def calibrate(self) -> None:
         """Equalise channels, and find ranges and means."""
         settings, context = self.settings, self.context
-        loads = context.utterances(settings.utterances, "ptq.utterances")
-        context.say(f"calibrating on {len(loads)} utterances")
-        self.utterances = [load() for load in loads]
+        context.check_enough(settings.utterances, "ptq.utterances")
+        places = settings.calibration_places(context)
+        context.say(f"calibrating on {len(places)} utterances")
+        self.utterances = [context.calibration[place]() for place in places]
         equalised = 0
         if settings.equalize or settings.bias_correction:
             self.channels = self.look_at_channels(self.network)
@@ -182,14 +190,34 @@ class _Quantization:
         )
         self.ranges = found.ranges
         self.expected = self.embed(self.network)
-        seconds = found.frames * self.artifact.front_end.frame_shift_ms / 1000
-        clipped = max((entry.clipped for entry in found.ranges.values()), default=0.0)
-        ranges = (
-            "their extremes" if settings.method == "minmax" else f"{settings.method}, at most {clipped:.2%} clipped"
-        )
-        self.notes.append(f"calibrated on {found.utterances} utterances, {seconds:.0f} s, by {ranges}")
+        self.notes += [self.about_utterances(found.frames, places), self.about_ranges()]
         if equalised:
             self.notes.append(f"channels of {equalised} activations equalised")
+
+    def about_utterances(self, frames: int, places: Sequence[int]) -> str:
+        """On what was calibrated: how many, how long together and each, how loud."""
+        shift_s = self.artifact.front_end.frame_shift_ms / 1000
+        lengths = sorted(len(utterance) * shift_s for utterance in self.utterances)
+        text = f"calibrated on {len(places)} utterances, {frames * shift_s:.0f} s"
+        if self.context.measure is None:
+            return f"{text}, of {lengths[0]:.1f} to {lengths[-1]:.1f} s, spread evenly over the list"
+        levels = sorted(self.context.measure(place)[1] for place in places)
+        return (
+            f"{text}, of {lengths[0]:.1f} to {lengths[-1]:.1f} s and {levels[0]:.0f} to {levels[-1]:.0f} dB, chosen by"
+            f" length and level from {len(self.context.calibration)} (seed {self.settings.seed})"
+        )
+
+    def about_ranges(self) -> str:
+        """What of the values that were seen the ranges hold, in the worst of them."""
+        if self.settings.method == "minmax" or not self.ranges:
+            return f"ranges of {len(self.ranges)} tensors cover all that was seen; nothing is clipped"
+        narrow = min(self.ranges, key=lambda name: self.ranges[name].covered)
+        cut = max(self.ranges, key=lambda name: self.ranges[name].clipped)
+        return (
+            f"ranges of {len(self.ranges)} tensors by {self.settings.method} cover at least"
+            f" {self.ranges[narrow].covered:.0%} of the way between the extremes ({maker_of(self.float, narrow)}) and"
+            f" clip at most {self.ranges[cut].clipped:.2%} of the values ({maker_of(self.float, cut)})"
+        )
 
     def look_at_channels(self, model: "onnx.ModelProto") -> "Mapping[str, Channels]":
         """Means and magnitudes of what the planned layers read."""

@@ -80,14 +80,10 @@ def precision_of(kind: str) -> str | None:
 
 
 def summary(operators: tuple[Operator, ...]) -> str:
-    """A sentence on what ran in which precision."""
-    parts = []
-    for precision in ("int8", "float"):
-        chosen = [operator for operator in operators if operator.precision == precision]
-        listed = ", ".join(f"{operator.count} {operator.name}" for operator in chosen) or "nothing"
-        parts.append(
-            f"{listed} in {precision.upper() if precision == 'int8' else precision}"
-            f" ({sum(operator.share for operator in chosen):.0%} of the time)"
-        )
-    rest = 1 - sum(operator.share for operator in operators if operator.precision)
-    return f"ran in ONNX Runtime: {'; '.join(parts)}; {rest:.0%} in operators that do not multiply"
+    """A sentence on what ran in which precision, without the times, which differ from run to run."""
+
+    def listed(precision: str) -> str:
+        chosen = sorted((-operator.count, operator.name) for operator in operators if operator.precision == precision)
+        return ", ".join(f"{-count} {name}" for count, name in chosen) or "nothing"
+
+    return f"ran in ONNX Runtime: {listed('int8')} in INT8; {listed('float')} in float"

@@ -64,6 +64,11 @@ def test_chosen_ranges_hold_what_they_say(
         assert (chosen.seen_low, chosen.seen_high) == (kept.min(), kept.max())
         assert chosen.low <= 0 <= chosen.high
         assert -chosen.low <= np.abs(kept).max() >= chosen.high
+        inside = kept[(kept >= chosen.low) & (kept <= chosen.high)]
+        whole = max(kept.max(), 0) - min(kept.min(), 0)
+        assert chosen.covered >= (inside.max() - min(inside.min(), 0)) / whole - 1e-6
+        assert chosen.covered <= 1
+        assert (chosen.covered == 1) == (chosen.low <= kept.min() and chosen.high >= kept.max())
         if symmetric:
             assert chosen.low == -chosen.high
         if kept.size <= 6 * 2**14:  # all were counted

@@ -18,6 +18,7 @@ from onnx import numpy_helper
 
 from compress import machine, table
 from compress.artifact import Artifact
+from compress.passes import passes as registered
 
 ROOT_READS_EVERYTHING = hasattr(os, "geteuid") and os.geteuid() == 0
 
@@ -173,6 +174,46 @@ def test_unusable_audio_is_named(
     assert unchanged() == before
 
 
+def slow_down(calib: Path) -> None:
+    """Write an audio file of the list anew as if recorded at 8 kHz."""
+    path = calib.parent / calib.read_text().split()[1]
+    samples, _ = soundfile.read(path)
+    soundfile.write(path, samples[::2], 8000)
+
+
+CALIBRATION = {
+    "too short": (
+        lambda calib: calib.write_text("".join(calib.read_text().splitlines(True)[:3])),
+        r"ptq asks for 8 calibration utterances, the list has 3\. Give a longer --calib list, or ask for fewer\.",
+    ),
+    "empty": (lambda calib: calib.write_text(""), r"list\.scp: ?lists no audio; lines 'utterance path' are needed\."),
+    "wrong sample rate": (
+        slow_down,
+        r"\.wav: 8000 Hz\. The network takes 16000 Hz, and there is nothing above 4000 Hz to calibrate on\. Give a list"
+        r" of recordings at 16000 Hz or more; if .*, resample the files to 16000 Hz first\.",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["run", "ptq"])
+@pytest.mark.parametrize("kind", CALIBRATION)
+def test_a_calibration_list_that_is_of_no_use_is_named(
+    cli: Callable, own_speech: Path, tiny_graph: Path, unchanged: Callable, kind: str, command: str
+) -> None:
+    damage, message = CALIBRATION[kind]
+    calib = own_speech / "list.scp"
+    calib.write_text("".join((own_speech / "calib.scp").read_text().splitlines(True)[:8]))
+    damage(calib)
+    before = unchanged()
+    run = ["run", tiny_graph, "--data", own_speech, "--passes", "ptq", "--set", "ptq.utterances=8", "--calib", calib]
+    ptq = ["ptq", tiny_graph, "--utterances", "8", "--calib", calib]
+    code, out, err = cli(*(run if command == "run" else ptq))
+    assert (code, out) == (2, "")
+    assert re.search("error: .*" + message, err)
+    assert "Traceback" not in err
+    assert unchanged() == before
+
+
 TRIALS = {
     "unknown utterance": ("1 {a} nobody\n0 {a} {b}\n", r"trials_x:1: utterance 'nobody' is not in wav\.scp"),
     "no targets": ("0 {a} {b}\n", r"trials_x: holds no target trials \(label 1\); an error rate needs both kinds\."),
@@ -241,7 +282,7 @@ def test_a_wrong_option_is_named(cli: Callable, arguments: list[str], unchanged:
 
 @pytest.mark.parametrize("options", [[], ["--passes", ""], ["--passes", " , "]])
 def test_without_passes_they_are_listed(cli: Callable, options: list[str]) -> None:
-    assert cli("run", *options) == (2, "", "error: no passes were given. Known: onnx, prune, ptq, trt.\n")
+    assert cli("run", *options) == (2, "", f"error: no passes were given. Known: {', '.join(sorted(registered()))}.\n")
 
 
 def altered(folder: Path, **front_end: Any) -> Path:

@@ -144,6 +144,46 @@ def test_calibration_utterances_are_distinct_and_spread_over_the_list(listed: in
         assert gaps.max() - gaps.min() <= 1
 
 
+def numbered(count: int, **others: object) -> Context:
+    """A context whose calibration utterances are their places in the list."""
+    return Context(calibration=[lambda i=i: np.full((1, 1), i, np.float32) for i in range(count)], **others)
+
+
+@given(listed=st.integers(1, 300), wanted=st.integers(1, 40), seed=st.integers(0, 9))
+def test_places_are_chosen_by_duration_and_level(listed: int, wanted: int, seed: int) -> None:
+    wanted, measured = min(wanted, listed), []
+
+    def measure(place: int) -> tuple[float, float]:
+        measured.append(place)
+        return place * 7 % 31, -float(place * 13 % 29)
+
+    context = numbered(listed, measure=measure)
+    places = context.places_by_level(wanted, seed)
+    assert len(places) == wanted
+    assert places == sorted(set(places))
+    assert set(places) <= set(range(listed))
+    assert len(measured) == (0 if listed == wanted else min(listed, 4 * wanted)), "the rest is never decoded"
+    assert places == context.places_by_level(wanted, seed)
+
+
+def test_all_durations_and_levels_are_there_where_the_list_repeats_itself() -> None:
+    kinds = [(duration, level) for duration in (1.0, 3.0, 9.0, 20.0) for level in (-50.0, -40.0, -30.0, -20.0)]
+    utterances = kinds * 5
+    chosen = [utterances[i] for i in numbered(80, measure=utterances.__getitem__).places_by_level(20, 0)]
+    evenly = [utterances[i] for i in range(0, 80, 4)]
+    assert [len({kind[part] for kind in chosen}) for part in (0, 1)] == [4, 4]
+    assert [len({kind[part] for kind in evenly}) for part in (0, 1)] == [4, 1]
+
+
+def test_seeds_choose_differently() -> None:
+    context = numbered(40, measure=lambda place: (place % 5, place % 7))
+    assert len({tuple(context.places_by_level(10, seed)) for seed in range(5)}) > 1
+
+
+def test_places_are_spread_evenly_where_there_is_no_audio() -> None:
+    assert numbered(30).places_by_level(3, 0) == [0, 10, 20]
+
+
 def test_deferred_artifact_is_refused(tiny_int8: Artifact) -> None:
     from compress.passes import PTQ, TRT
 

@@ -99,6 +99,7 @@ def test_calibration_is_checked_before_anything_runs(kind: type[Pass], inputs, t
     original = tiny_context.calibration
     spy = [lambda i=i: asked.append(i) or original[i]() for i in range(len(original))]
     kind().run(inputs[kind.accepts], Context(calibration=spy))
+    assert sorted(set(asked)) == kind().calibration_places(Context(calibration=spy))
     assert len(set(asked)) == wanted
 
 

@@ -42,7 +42,11 @@ def test_result_says_what_it_is(tiny_int8: Artifact, campplus_int8: Artifact) ->
         assert step.name == "ptq"
         assert step.settings == PTQ(utterances).settings
         notes = " | ".join(step.notes)
-        assert notes.startswith(f"calibrated on {utterances} utterances, ")
+        assert re.match(
+            rf"calibrated on {utterances} utterances, \d+ s, of \d+\.\d to \d+\.\d s, spread evenly over the list \|"
+            r" ranges of \d+ tensors cover all that was seen; nothing is clipped \|",
+            notes,
+        )
         assert f"{weighted} weighted operators in INT8: U8 activations, S8 weights per channel" in notes
         assert (", 7 bits" in notes) != has_vnni()
         assert "(no constant weight: a product of two activations, as pooling over segments" in notes
@@ -58,6 +62,25 @@ def test_ranges_come_from_utterances_spread_over_the_list(tiny_onnx: Artifact, n
         tiny_onnx, Context(calibration=[lambda i=i: asked.append(i) or features[i] for i in range(30)])
     )
     assert asked == [0, 10, 20]
+
+
+def test_utterances_are_chosen_by_duration_and_level_where_there_is_audio(tiny_onnx: Artifact, noise) -> None:
+    asked: list[int] = []
+    features = noise(30, 16)
+    levels = [-20.0 - i for i in range(30)]
+    context = Context(
+        calibration=[lambda i=i: asked.append(i) or features[i] for i in range(30)],
+        measure=lambda i: (len(features[i]) / 100, levels[i]),
+    )
+    note = PTQ(6, seed=3).run(tiny_onnx, context).history[-1].notes[0]
+    assert asked == context.places_by_level(6, 3) != context.places_by_level(6, 0)
+    used = [levels[i] for i in asked]
+    frames = [len(features[i]) for i in asked]
+    assert note == (
+        f"calibrated on 6 utterances, {sum(frames) / 100:.0f} s, of {min(frames) / 100:.1f} to"
+        f" {max(frames) / 100:.1f} s and {min(used):.0f} to {max(used):.0f} dB, chosen by length and level from 30"
+        " (seed 3)"
+    )
 
 
 def test_one_short_utterance_is_enough_to_calibrate(tiny_onnx: Artifact) -> None:
@@ -76,7 +99,16 @@ def test_seven_bit_weights_on_request(tiny_onnx: Artifact, tiny_context: Context
 def test_every_method_of_calibration_stays_near(tiny_onnx: Artifact, tiny_context: Context, noise, method: str) -> None:
     made = PTQ(8, method=method).run(tiny_onnx, tiny_context)
     assert mean_cosine(tiny_onnx, made, noise(6, 16, seed=3)) >= 0.98
-    assert f"by {method}, at most" in made.history[-1].notes[0]
+    covered, narrowest, clipped, cut = re.search(
+        rf"by {method} cover at least (\d+)% of the way between the extremes \((.*)\) and clip at most (\S+)% of the"
+        r" values \((.*)\)",
+        made.history[-1].notes[1],
+    ).groups()
+    assert 0 < float(covered) <= 100
+    assert 0 <= float(clipped) < 5
+    tensors = {name for node in onnx.load_from_string(tiny_onnx.onnx).graph.node for name in node.output} | {"feats"}
+    for text in (narrowest, cut):
+        assert re.search(r"(tensor|the input) '(.*?)'", text)[2] in tensors
 
 
 @pytest.mark.parametrize("target", ["openvino", "tensorrt"])
@@ -188,6 +220,7 @@ def test_nothing_to_quantize_is_told(tiny_onnx: Artifact, tiny_context: Context)
         ({"operators": ("Convv",)}, r"unknown type in ptq\.operators 'Convv'\. Did you mean 'Conv'"),
         ({"operators": ()}, r"ptq\.operators is empty"),
         ({"min_cosine": 1.5}, r"ptq\.min_cosine must be in \(0, 1\], got 1\.5"),
+        ({"seed": -1}, r"ptq\.seed must be at least 0, got -1\."),
         ({"max_eer_rise": 3.0}, r"ptq\.max_eer_rise is a fraction \(0\.001 is 0\.1 points\), got 3\.0"),
     ],
 )
