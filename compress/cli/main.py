@@ -26,6 +26,9 @@ COMMANDS = {
     "train": ("compress.cli.train", "Train a network from a recipe."),
 }
 
+# For the help page, which does not import the passes: they import PyTorch.
+OWN_PASSES = ("prune", "onnx", "optimize", "ptq", "trt", "openvino")
+
 
 class LazyGroup(click.Group):
     """A group whose subcommands are imported when called; every pass is a subcommand too."""
@@ -54,7 +57,7 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_text) for name, (_, help_text) in COMMANDS.items()])
         with formatter.section("One pass alone: MODEL in, artifact folder out"):
-            formatter.write_text("prune, onnx, ptq, trt, openvino, and any other that `compress passes` lists")
+            formatter.write_text(f"{', '.join(OWN_PASSES)}, and any other that `compress passes` lists")
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -191,8 +191,9 @@ class _Writer:
             return self.weights[key]
         least = np.full(weight.shape[axis], SMALLEST_STEP) if least_step is None else least_step
         integers, step = round_weight(weight, axis, self.bits, np.maximum(least, SMALLEST_STEP))
-        zeros = [np.zeros(len(step), np.int8)] if self.scheme.weight_zero_points else []
-        inputs = [self.constant(values) for values in (integers, step, *zeros)]
+        inputs = [self.constant(integers), self.constant(step)]
+        if self.scheme.weight_zero_points:
+            inputs.append(self.constant(np.zeros(len(step), np.int8)))
         made = self.node("DequantizeLinear", inputs, attributes={"axis": axis})
         self.graph.insert_before(self.graph[0], made)
         self.weights[key] = made.outputs[0], step

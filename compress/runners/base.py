@@ -42,7 +42,7 @@ class Runner(ABC):
 
     @abstractmethod
     def run(self, inputs: Array) -> Array:
-        """(batch, frames, num_mel_bins), or (batch, samples) for a front end in the graph -> (batch, embedding_size)."""
+        """(batch, frames, num_mel_bins), or (batch, samples) of a graph with front end -> (batch, embedding_size)."""
 
     def embed(self, waveform: Array, sample_rate: int) -> Array:
         """Compute the embedding of one utterance.

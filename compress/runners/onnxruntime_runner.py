@@ -26,6 +26,6 @@ class OnnxRuntimeRunner(Runner):
         self.input = self.session.get_inputs()[0].name
 
     def run(self, inputs: Array) -> Array:
-        """(batch, frames, num_mel_bins), or (batch, samples) for a front end in the graph -> (batch, embedding_size)."""
+        """(batch, frames, num_mel_bins), or (batch, samples) of a graph with front end -> (batch, embedding_size)."""
         embedding: Array = self.session.run(None, {self.input: np.ascontiguousarray(inputs, np.float32)})[0]
         return embedding
