@@ -77,6 +77,7 @@ class OpenVINO(Pass):
         """Convert, write the metadata, compile, and compare embeddings with ONNX Runtime's."""
         self.check_input(artifact)
         openvino_file.need_openvino()
+        check_operators(artifact.onnx)
         precision = self.precision_after(artifact.precision)
         context.say("converting")
         own = {FRAMES: str(self.frames)} if self.frames else {}
@@ -98,6 +99,23 @@ class OpenVINO(Pass):
             agreement = check_parity_at(shape, artifact, fixed, precision, context)
             notes.append(f"utterances of {self.frames} frames run in a network compiled for them, which {agreement}")
         return artifact.with_files({GRAPH: graph, WEIGHTS: weights}, self.step(*notes), self.returns, precision)
+
+
+def check_operators(data: bytes) -> None:
+    """Refuse what OpenVINO is known to load and then to compute as something else, without a word.
+
+    Raises:
+        ModelError: If a serialized graph has an LSTM that was quantized for ONNX Runtime; OpenVINO 2026.4.1 gives
+            embeddings of cosine 0.5.
+    """
+    import onnx
+
+    for node in onnx.load_from_string(data).graph.node:
+        if node.op_type == "DynamicQuantizeLSTM":
+            raise ModelError(
+                f"openvino: '{node.name}' is an LSTM quantized for ONNX Runtime ({node.op_type}), which OpenVINO"
+                " computes wrongly. Quantize for it: ptq.target=openvino leaves LSTMs in float."
+            )
 
 
 def rewritten_for_openvino(artifact: Artifact) -> tuple[bytes, list[str]]:

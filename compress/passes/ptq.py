@@ -332,6 +332,8 @@ class _Quantization:
         if planned.recurrent:
             notes.append(f"{len(planned.recurrent)} LSTM with S8 weights, its activations scaled as they come")
         notes += [f"in float: {text}" for text in self.kept(planned)]
+        if self.front is not None:
+            notes.append("in float: the front end in the graph")
         notes.append(f"cosine to the float graph {candidate.cosine:.4f} on {len(self.expected)} calibration utterances")
         if self.settings.target == "onnxruntime":
             notes.append(self.quantization.summary(self.operators_run(artifact)))

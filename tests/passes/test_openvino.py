@@ -12,7 +12,7 @@ from compress import openvino_file
 from compress.artifact import Artifact, Format, FrontEnd
 from compress.errors import MachineError, ModelError, SettingError
 from compress.onnx_file import open_session
-from compress.passes import Context, OpenVINO
+from compress.passes import PTQ, Context, OpenVINO
 from compress.passes import openvino as module
 from compress.passes.openvino import about_precision, biases_as_additions, convert
 from compress.runners import OnnxRuntimeRunner, OpenVinoRunner
@@ -173,6 +173,49 @@ def test_graph_that_does_not_run_on_short_utterances_is_refused() -> None:
     quantized = pooling_artifact("int8")  # so it says, and is not rewritten
     with pytest.raises(ModelError, match=r"does not run the graph on 1 inputs of shape \[200, 16\] \("):
         OpenVINO().run(quantized, Context())
+
+
+def recurrent_artifact() -> Artifact:
+    """An LSTM over the features, and the mean of what it gives."""
+    rng = np.random.default_rng(0)
+    shapes = {"w": (1, 32, 16), "r": (1, 32, 8), "b": (1, 64), "last": (8, 16)}
+    weights = [
+        numpy_helper.from_array((rng.standard_normal(shape) * 0.3).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        recurrent (float[batch, frames, 16] feats) => (float[batch, 16] embedding) {
+            turned = Transpose <perm = [1, 0, 2]> (feats)
+            hidden = LSTM <hidden_size = 8> (turned, w, r, b)
+            mean = ReduceMean <axes = [0, 1], keepdims = 0> (hidden)
+            embedding = MatMul(mean, last) }""")
+    for node in model.graph.node:
+        node.name = node.output[0]
+    model.graph.initializer.extend(weights)
+    files = {"model.onnx": model.SerializeToString()}
+    return Artifact(Format.ONNX, "sv", "fp32", FrontEnd(num_mel_bins=16), 16, 1, None, files=files)
+
+
+def test_lstm_quantized_for_onnx_runtime_is_refused_and_one_for_openvino_is_not(tiny_context: Context) -> None:
+    artifact = recurrent_artifact()
+    with pytest.raises(
+        ModelError,
+        match=r"openvino: 'hidden\S*' is an LSTM quantized for ONNX Runtime \(DynamicQuantizeLSTM\), which OpenVINO"
+        r" computes wrongly\. Quantize for it: ptq\.target=openvino leaves LSTMs in float",
+    ):
+        OpenVINO().run(PTQ(4).run(artifact, tiny_context), tiny_context)
+    right = OpenVINO().run(PTQ(4, target="openvino").run(artifact, tiny_context), tiny_context)
+    assert right.precision == "int8"
+
+
+def test_front_end_in_the_graph_is_converted_with_it(tiny_waveform: Artifact, tiny_context: Context) -> None:
+    waveform = np.random.default_rng(0).uniform(-0.5, 0.5, 20000).astype(np.float32)
+    quantized = PTQ(4, target="openvino").run(tiny_waveform, tiny_context)
+    for source, least in ((tiny_waveform, 0.99999), (quantized, 0.98)):
+        made = OpenVINO().run(source, tiny_context)
+        assert made.front_end.in_graph
+        expected = OnnxRuntimeRunner(source, 1).embed(waveform, 16000)
+        assert cosine(OpenVinoRunner(made, 1).embed(waveform, 16000), expected) >= least
 
 
 def test_biases_become_additions_and_nothing_else_changes(tiny_int8: Artifact) -> None:

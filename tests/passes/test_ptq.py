@@ -11,6 +11,7 @@ from onnx import numpy_helper
 from compress.artifact import Artifact
 from compress.errors import InputError, ModelError, SettingError, UnmetBudgetError
 from compress.machine import has_vnni
+from compress.onnx_file import FRONT_END
 from compress.passes import PTQ, Context
 from compress.runners import open_runner
 from compress.vectors import cosine
@@ -115,6 +116,32 @@ def test_every_method_of_calibration_stays_near(tiny_onnx: Artifact, tiny_contex
 def test_other_targets_stay_near(tiny_onnx: Artifact, tiny_context: Context, noise, target: str) -> None:
     made = PTQ(8, target=target).run(tiny_onnx, tiny_context)
     assert mean_cosine(tiny_onnx, made, noise(6, 16, seed=3)) >= 0.995
+
+
+def fading(seed: int, duration_s: float) -> np.ndarray:
+    """Noise that dies away, (samples,) at 16 kHz: features that differ from frame to frame."""
+    samples = int(duration_s * 16000)
+    noise = np.random.default_rng(seed).uniform(-1, 1, samples) * np.geomspace(0.5, 1e-3, samples)
+    return noise.astype(np.float32)
+
+
+def test_front_end_in_the_graph_stays_in_float(tiny_waveform: Artifact, tiny_onnx: Artifact) -> None:
+    heard = [tiny_waveform.front_end.features(fading(seed, 0.5 + seed / 4)) for seed in range(8)]
+    context = Context(calibration=[lambda features=features: features for features in heard])
+    made, alone = (PTQ(8).run(artifact, context) for artifact in (tiny_waveform, tiny_onnx))
+    assert (made.precision, made.front_end) == ("int8", tiny_waveform.front_end)
+    notes = list(made.history[-1].notes)
+    notes.remove("in float: the front end in the graph")
+    assert notes[:4] == list(alone.history[-1].notes)[:4], "calibration is on features either way"
+    before, after = (onnx.load_from_string(artifact.onnx) for artifact in (tiny_waveform, made))
+    front = [node for node in before.graph.node if node.name.startswith(FRONT_END)]
+    assert front == list(after.graph.node)[: len(front)]
+    inside, outside, float_inside = (open_runner(artifact, 1) for artifact in (made, alone, tiny_waveform))
+    for duration_s in (0.6, 1.7):
+        waveform = fading(99, duration_s)
+        embedding = inside.embed(waveform, 16000)
+        assert cosine(embedding, outside.embed(waveform, 16000)) >= 0.999
+        assert cosine(embedding, float_inside.embed(waveform, 16000)) >= 0.995
 
 
 @pytest.fixture(scope="module")
