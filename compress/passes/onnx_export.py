@@ -8,7 +8,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
@@ -63,25 +63,17 @@ class Onnx(Pass):
         """Export, fold batch norms, write the metadata and check parity."""
         self.check_input(artifact)
         context.say("exporting")
-        graph = export(artifact.module, artifact.front_end.num_mel_bins, self.opset)
+        told: list[str] = []
+        graph = export(artifact.module, artifact.front_end.num_mel_bins, self.opset, told.append)
         add_metadata(graph, artifact)
-        rewritten: tuple[str, ...] = ()
-        if self.optimize:
-            context.say("rewriting for ONNX Runtime")
-            done = rewrite(graph, "onnxruntime")
-            graph, rewritten = done.model, notes_of(done)[:1]
-        exported = self._exported(artifact, graph)
-        context.say("checking parity with PyTorch")
-        error = parity(artifact.module, exported, context.threads)
-        if not error <= TOLERANCE:
-            raise ModelError(
-                f"onnx: the exported graph differs from PyTorch by {error:.1e} of the largest value (allowed"
-                f" {TOLERANCE:.0e}). The network was not exported; report it with its code."
-            )
-        shapes = ", ".join(f"{batch}x{frames}" for batch, frames in PARITY_SHAPES)
-        note = f"equals PyTorch to {error:.0e} at (batch x frames) {shapes}; {len(graph.graph.node)} nodes"
+        try:
+            graph, notes = self._checked(artifact, graph, context)
+        except ModelError as refusal:
+            raise ModelError(" ".join([str(refusal), *(f"{text}." for text in told)])) from refusal
+        notes += tuple(told)
+        exported = self._exported(artifact, graph, *notes)
         if not self.waveform:
-            return self._exported(artifact, graph, note, *rewritten)
+            return exported
         graph = join_front_end(front_end_graph(artifact.front_end, self.opset), graph)
         artifact = replace(artifact, front_end=replace(artifact.front_end, in_graph=True))
         add_metadata(graph, artifact)
@@ -94,7 +86,27 @@ class Onnx(Pass):
             )
         seconds = ", ".join(f"{duration:g}" for duration in FRONT_END_SECONDS)
         inside = f"the front end is in the graph: cosine {similarity:.6f} to the one in Python at {seconds} s"
-        return self._exported(artifact, graph, note, *rewritten, inside)
+        return self._exported(artifact, graph, *notes, inside)
+
+    def _checked(
+        self, artifact: Artifact, graph: "onnx.ModelProto", context: Context
+    ) -> "tuple[onnx.ModelProto, tuple[str, ...]]":
+        """The exported graph, rewritten if asked for, with notes on how it was compared with PyTorch."""
+        rewritten: tuple[str, ...] = ()
+        if self.optimize:
+            context.say("rewriting for ONNX Runtime")
+            done = rewrite(graph, "onnxruntime")
+            graph, rewritten = done.model, notes_of(done)[:1]
+        context.say("checking parity with PyTorch")
+        error = parity(artifact.module, self._exported(artifact, graph), context.threads)
+        if not error <= TOLERANCE:
+            raise ModelError(
+                f"onnx: the exported graph differs from PyTorch by {error:.1e} of the largest value (allowed"
+                f" {TOLERANCE:.0e}). The network was not exported; report it with its code."
+            )
+        shapes = ", ".join(f"{batch}x{frames}" for batch, frames in PARITY_SHAPES)
+        note = f"equals PyTorch to {error:.0e} at (batch x frames) {shapes}; {len(graph.graph.node)} nodes"
+        return graph, (note, *rewritten)
 
     def _exported(self, artifact: Artifact, graph: "onnx.ModelProto", *notes: str) -> Artifact:
         """The artifact of a graph."""
@@ -102,25 +114,51 @@ class Onnx(Pass):
         return artifact.with_files(files, self.step(*notes), Format.ONNX, artifact.precision)
 
 
-def export(model: nn.Module, num_mel_bins: int, opset: int) -> "onnx.ModelProto":
-    """Export a network with dynamic batch and frames.
+def export(
+    model: nn.Module, num_mel_bins: int, opset: int, say: Callable[[str], None] = lambda _: None
+) -> "onnx.ModelProto":
+    """Export a network with dynamic batch and frames, by the one exporter of PyTorch or, if it fails, by the other.
+
+    Args:
+        model: In evaluation mode.
+        num_mel_bins: Of its features.
+        opset: Of the graph.
+        say: Takes a sentence if the first exporter failed.
 
     Raises:
-        ModelError: If the exporter fails, or silently fixes the batch or frames axis.
+        ModelError: If both exporters fail, or silently fix the batch or frames axis; the first line of both.
     """
-    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    with _quiet():
+    exporters = {"torch.export": export_traced, "TorchScript": export_scripted}
+    names = list(exporters)
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        names.reverse()
+    failures: list[str] = []
+    for name in names:
         try:
-            graph = (export_recurrent if recurrent else export_traced)(model, num_mel_bins, opset)
-        except Exception as error:
-            raise ModelError(f"onnx: the network cannot be exported: {first_line(error.__cause__ or error)}") from error
-    strip_traces(graph)
-    lower_ir_version(graph)
+            with _quiet():
+                graph = exporters[name](model, num_mel_bins, opset)
+            strip_traces(graph)
+            lower_ir_version(graph)
+            refuse_fixed_axes(graph)
+        except Exception as error:  # exporters raise whatever they meet
+            failures.append(f"{name} does not take the network ({first_line(error.__cause__ or error).rstrip('.')})")
+            continue
+        for failure in failures:
+            say(f"{failure}, {name} does")
+        return graph
+    raise ModelError(f"onnx: the network cannot be exported: {'; '.join(failures)}.")
+
+
+def refuse_fixed_axes(graph: "onnx.ModelProto") -> None:
+    """Read the graph back: an exporter may fix an axis without a word.
+
+    Raises:
+        ModelError: If the batch or frames axis of the input is a number.
+    """
     fixed = [i for i in (0, 1) if not graph.graph.input[0].type.tensor_type.shape.dim[i].dim_param]
     if fixed:
         names = " and ".join(("batch", "frames")[i] for i in fixed)
-        raise ModelError(f"onnx: the exporter fixed the {names} axis to the traced size; the network's code uses it.")
-    return graph
+        raise ModelError(f"the exporter fixed the {names} axis to the traced size; the network's code uses it")
 
 
 def export_traced(model: nn.Module, num_mel_bins: int, opset: int) -> "onnx.ModelProto":
@@ -141,28 +179,42 @@ def export_traced(model: nn.Module, num_mel_bins: int, opset: int) -> "onnx.Mode
     return graph
 
 
-def export_recurrent(model: nn.Module, num_mel_bins: int, opset: int) -> "onnx.ModelProto":
+def export_scripted(model: nn.Module, num_mel_bins: int, opset: int) -> "onnx.ModelProto":
     """Export by TorchScript, which keeps an LSTM whole.
 
     ``torch.export`` unrolls it over the frames of the example: that takes minutes, and with some numbers of frames the
     result is good for no other.
+
+    Raises:
+        ModelError: If the network's code branches on a value. TorchScript keeps the branch that the example took, and
+            other values than those of the parity check may take the other. A number that it freezes is let through:
+            parity at several shapes shows whether it mattered.
     """
     import onnx
 
     example = torch.zeros(*SAMPLE_SHAPE, num_mel_bins)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / FILE_NAMES[Format.ONNX]
-        torch.onnx.export(
-            model,
-            (example,),
-            file,
-            dynamo=False,
-            opset_version=opset,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_axes={INPUT: {0: "batch", 1: "frames"}, OUTPUT: {0: "batch"}},
-        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.onnx.export(
+                model,
+                (example,),
+                file,
+                dynamo=False,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_axes={INPUT: {0: "batch", 1: "frames"}, OUTPUT: {0: "batch"}},
+            )
         graph = onnx.load(file)
+    for warning in caught:
+        branches = warning.category.__name__ == "TracerWarning" and "Python boolean" in str(warning.message)
+        path = Path(warning.filename)
+        if branches and not path.is_relative_to(Path(torch.__file__).parent):  # its layers check their inputs
+            raise ModelError(
+                f"its code branches on a value at {path.name}:{warning.lineno}; only one branch would be exported"
+            )
     with torch.no_grad():
         graph.graph.output[0].type.tensor_type.shape.dim[-1].dim_value = model(example).shape[-1]
     return graph
@@ -225,7 +277,16 @@ def parity(model: nn.Module, exported: Artifact, threads: int) -> float:
                 f"onnx: the network does not run on {batch} x {frames} frames ({first_line(error)}); a deployed one"
                 " must take utterances of any length."
             ) from error
-        difference = np.abs(runner.run(features) - expected).max() / np.abs(expected).max()
+        try:
+            found = runner.run(features)
+        except Exception as error:  # ONNX Runtime's exceptions are private classes of the native module
+            raise ModelError(
+                f"onnx: the exported graph does not run on {batch} x {frames} frames, as the network does"
+                f" ({first_line(error)}). The network was not exported."
+            ) from error
+        if found.shape != expected.shape:
+            return float("inf")
+        difference = np.abs(found - expected).max() / np.abs(expected).max()
         worst = max(worst, float(difference))
     return worst
 

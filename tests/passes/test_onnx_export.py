@@ -156,10 +156,19 @@ class LongOnly(Pooled):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (DividesByPythonCount, r"fixed the frames axis to the traced size; the network's code uses it"),
-        (WindowOfPythonCount, r"onnx: (the exporter fixed the frames axis|the network cannot be exported)"),
-        (BranchesOnFrames, r"onnx: (the exported graph differs from PyTorch|the exporter fixed the frames axis)"),
-        (BranchesOnValues, r"onnx: the network cannot be exported: .*data-dependent"),
+        (
+            DividesByPythonCount,
+            r"onnx: the exported graph differs from PyTorch by .* torch\.export does not take the network \(the"
+            r" exporter fixed the frames axis to the traced size; the network's code uses it\), TorchScript does\.$",
+        ),
+        (WindowOfPythonCount, r"torch\.export does not take the network \(the exporter fixed the frames axis"),
+        (BranchesOnFrames, r"onnx: (the exported graph differs from PyTorch|the network cannot be exported)"),
+        (
+            BranchesOnValues,
+            r"onnx: the network cannot be exported: torch\.export does not take the network \(.*data-dependent.*\);"
+            r" TorchScript does not take the network \(its code branches on a value at test_onnx_export\.py:\d+; only"
+            r" one branch would be exported\)\.$",
+        ),
         (LongOnly, r"onnx: the network does not run on 1 x 97 frames .* utterances of any length"),
     ],
 )
@@ -169,6 +178,41 @@ def test_network_that_is_not_free_in_its_frames_is_refused(network: type[nn.Modu
     with pytest.raises(ModelError, match=message) as caught:
         Onnx().run(artifact, Context())
     assert "\n" not in str(caught.value)
+
+
+class ForTorchScript(Pooled):
+    """Stands for code that torch.export does not follow; what that is differs between releases."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_exporting():
+            raise RuntimeError("not followed")
+        return self.linear(x).sum(1) / x.shape[1]
+
+
+class ForTorchExport(Pooled):
+    """Has complex numbers, which TorchScript's exporter does not take, and a layer for which it is tried first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.GRU(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.rfft(self.linear(x), dim=-1).abs().mean(1)
+
+
+@pytest.mark.parametrize(
+    ("network", "first", "second"),
+    [(ForTorchScript, r"torch\.export", "TorchScript"), (ForTorchExport, "TorchScript", r"torch\.export")],
+)
+def test_what_one_exporter_does_not_take_the_other_exports(network: type[nn.Module], first: str, second: str) -> None:
+    torch.manual_seed(0)
+    artifact = Artifact.from_module(network(), FRONT_END)
+    exported = Onnx().run(artifact, Context())
+    notes = exported.history[-1].notes
+    assert re.match(r"equals PyTorch to .*1x97", notes[0])
+    assert re.fullmatch(rf"{first} does not take the network \(.+\), {second} does", notes[-1])
+    features = features_of(2, 133, 16)
+    assert relative_error(OnnxRuntimeRunner(exported, 1).run(features), TorchRunner(artifact, 1).run(features)) <= 1e-4
 
 
 @pytest.mark.parametrize("opset", [11, 17, 24])
