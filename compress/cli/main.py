@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from compress import __version__
-from compress.cli import DONE, INTERRUPTED, WRONG_INPUT
-from compress.errors import CompressError, unknown_name
+from compress.cli import DONE, FAILED, INTERRUPTED, WRONG_INPUT
+from compress.errors import CompressError, UnmetBudgetError, unknown_name
 
 # Subcommand -> the module and function that hold it; imported when it is called, so that --help is quick.
 COMMANDS = {
@@ -85,7 +85,7 @@ def exit_code(arguments: list[str]) -> int:
         if debug:
             traceback.print_exc()
         click.echo(f"error: {error}", err=True)
-        return WRONG_INPUT
+        return FAILED if isinstance(error, UnmetBudgetError) else WRONG_INPUT
     except click.ClickException as error:
         error.show()
         return WRONG_INPUT

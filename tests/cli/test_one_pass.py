@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from compress.artifact import Artifact
-from compress.passes import PTQ, Prune
+from compress.passes import PTQ, Preview, Prune
 
 
 def test_prune_writes_an_artifact_folder(cli: Callable, small_checkpoint: Path, tmp_path: Path) -> None:
@@ -19,6 +19,8 @@ def test_prune_writes_an_artifact_folder(cli: Callable, small_checkpoint: Path, 
         "campplus",
         "--ratio",
         "0.3",
+        "--scope",
+        "uniform",
         "--bn-utterances",
         "4",
         "--out",
@@ -28,7 +30,7 @@ def test_prune_writes_an_artifact_folder(cli: Callable, small_checkpoint: Path, 
     artifact = Artifact.load(tmp_path / "p")
     dense = Artifact.open(small_checkpoint, "campplus")
     assert artifact.params == pytest.approx(0.7 * dense.params, rel=0.02)
-    assert artifact.history[0].settings == Prune(ratio=0.3, bn_utterances=4).settings
+    assert artifact.history[0].settings == Prune(ratio=0.3, scope="uniform", bn_utterances=4).settings
     assert "removed 3" in out
     assert out.splitlines()[-1] == f"{tmp_path / 'p'}: {artifact.params:,} parameters, {artifact.size_bytes:,} bytes"
 
@@ -38,14 +40,14 @@ def test_ptq_takes_a_calibration_list(cli: Callable, tiny_graph: Path, speech_fo
     code, out, err = cli("ptq", tiny_graph, "--utterances", "8", "--reduce-range", "true", "--calib", calib)
     assert code == 0
     assert f"calibration: 8 utterances of {calib}\n" in err
-    assert "warning" not in err
+    assert "warning: calibrate" not in err
     assert out.splitlines()[-1].startswith("tiny-ptq: 6,216 parameters, ")
     artifact = Artifact.load(Path("tiny-ptq"))
     assert artifact.precision == "int8"
-    assert artifact.history[0].settings == PTQ(8, True).settings
+    assert artifact.history[0].settings == PTQ(8, reduce_range=True).settings
     code, _, err = cli("ptq", tiny_graph, "--utterances", "99", "--calib", calib, "--out", "other")
     assert code == 2
-    assert "lists 18 utterances; 99 were asked for." in err
+    assert "ptq asks for 99 calibration utterances, the list has 18." in err
 
 
 def test_trt_writes_the_graph_and_says_how_to_build(cli: Callable, tiny_graph: Path) -> None:
@@ -62,11 +64,16 @@ def test_a_dry_run_writes_nothing(cli: Callable, tiny_graph: Path, unchanged: Ca
     before = unchanged()
     code, out, err = cli("ptq", tiny_graph, "--dry-run")
     assert code == 0
-    assert err == (
+    assert err.endswith(
         "calibration: 40 utterances of the embedded synthetic voices\n"
         "warning: calibrate your own model on your own speech, with --calib FILE.\n"
+        "calibrating on 40 utterances\n"
+        "quantizing\n"
     )
-    assert out == f"PTQ(utterances=40, reduce_range=None)\n{tiny_graph}: 6,216 parameters, onnx\nwould write tiny-ptq\n"
+    assert out.startswith(f"{PTQ()!r}\n{tiny_graph}: 6,216 parameters, onnx\n")
+    assert "3 of 3 weighted operators in INT8" in out
+    assert re.search(r"^MatMulInteger|^QLinear|^QGemm|^DynamicQuantize", out, re.M)
+    assert out.endswith("\nwould write tiny-ptq\n")
     assert unchanged() == before
 
 
@@ -96,6 +103,18 @@ def test_what_is_wrong_is_named(
     assert unchanged() == before
 
 
+def test_a_budget_that_is_not_met_exits_with_1_and_keeps_the_nearest(cli: Callable, tiny_graph: Path) -> None:
+    code, out, err = cli("ptq", tiny_graph, "--utterances", "4", "--min-cosine", "1", "--out", "near")
+    assert (code, out) == (1, "")
+    assert re.search(
+        r"error: ptq: the budget cannot be met: cosine 0\.\d+ \(asked: 1\) with the \d most sensitive of 3 layers in"
+        r" float\. Relax it, calibrate on more or other audio, or train with quantization\.\n",
+        err,
+    )
+    assert "near: the nearest, for a look" in err
+    assert Artifact.load(Path("near")).precision == "int8"
+
+
 def test_an_empty_folder_is_taken(cli: Callable, tiny_graph: Path) -> None:
     Path("empty").mkdir()
     assert cli("trt", tiny_graph, "--out", "empty").code == 0
@@ -115,10 +134,13 @@ def test_an_int8_graph_is_not_quantized_again(cli: Callable, tiny_run: Path, unc
     assert unchanged() == before
 
 
-def test_the_embedded_model_is_calibrated_on_the_embedded_voices_without_a_warning(cli: Callable) -> None:
-    code, _, err = cli("prune", "campplus", "--dry-run")
+def test_the_embedded_model_is_calibrated_on_the_embedded_voices_without_a_warning(
+    cli: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Prune, "preview", lambda *_: Preview())  # counting operations takes a minute
+    code, _, err = cli("prune", "campplus", "--scope", "uniform", "--bn-utterances", "2", "--dry-run")
     assert code == 0
-    assert err.splitlines()[0] == "calibration: 60 utterances of the embedded synthetic voices"
+    assert err.splitlines()[0] == "calibration: 2 utterances of the embedded synthetic voices"
     assert "warning" not in err
 
 
@@ -130,9 +152,10 @@ def small_dense(small_campplus: Artifact, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
+@pytest.mark.slow  # the operations of every group are counted
 def test_a_dry_run_of_prune_lists_the_groups(cli: Callable, small_dense: Path, unchanged: Callable) -> None:
     before = unchanged()
-    options = ["--ratio", "0.3", "--keep", "xvector.block1*", "--bn-utterances", "0", "--dry-run"]
+    options = ["--ratio", "0.3", "--scope", "uniform", "--keep", "xvector.block1*", "--bn-utterances", "0", "--dry-run"]
     code, out, err = cli("prune", small_dense, *options)
     assert code == 0
     assert "tracing channels" in err
@@ -191,7 +214,7 @@ def test_what_is_wrong_with_pruning_is_named(
     Path("corrupt.json").write_text('{"kind": ')
     Path("unknown.json").write_text('{"head.convx": [1]}')
     before = unchanged()
-    code, out, err = cli("prune", small_dense, *options, "--bn-utterances", "0")
+    code, out, err = cli("prune", small_dense, "--scope", "uniform", "--bn-utterances", "0", *options)
     assert (code, out) == (2, "")
     assert message in err
     assert "Traceback" not in err

@@ -181,6 +181,15 @@ def slow_down(calib: Path) -> None:
     soundfile.write(path, samples[::2], 8000)
 
 
+def test_a_budget_that_is_not_met_exits_with_1_and_keeps_the_nearest(
+    cli: Callable, arguments: list[str], tmp_path: Path
+) -> None:
+    code, out, _ = cli(*arguments, "--passes", "ptq", "--set", "ptq.min_cosine=1")
+    assert code == 1
+    assert re.search(r"ptq: the budget cannot be met: cosine 0\.\d+ \(asked: 1\) with the \d most sensitive", out)
+    assert Artifact.load(tmp_path / "run" / "01-ptq").precision == "int8"
+
+
 CALIBRATION = {
     "too short": (
         lambda calib: calib.write_text("".join(calib.read_text().splitlines(True)[:3])),

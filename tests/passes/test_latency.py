@@ -168,8 +168,6 @@ def test_two_targets_that_exclude_each_other_are_refused(front: Artifact, tiny_c
 
 
 @pytest.mark.usefixtures("stopwatch_of_macs")
-def test_a_network_that_is_fast_enough_is_taken(
-    front: Artifact, tiny_context: Context, own_settings
-) -> None:
+def test_a_network_that_is_fast_enough_is_taken(front: Artifact, tiny_context: Context, own_settings) -> None:
     free, both = (Prune(**own_settings, **more).run(front, tiny_context) for more in ({}, {"latency_ratio": 0.01}))
     assert both.sha256 == free.sha256
