@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from compress.artifact import Artifact
+from compress.models import ARCHITECTURES
 from compress.passes import PTQ, Preview, Prune
 
 
@@ -152,6 +153,16 @@ def small_dense(small_campplus: Artifact, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_ecapa(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A narrow ECAPA-TDNN as an artifact folder; its channels are traced in half a second."""
+    arguments = {"channels": [16, 16, 16, 16, 24], "attention_channels": 8, "se_channels": 8}
+    network = ARCHITECTURES["ecapa_tdnn"].build(**arguments).eval()
+    folder = tmp_path_factory.mktemp("ecapa") / "small"
+    Artifact.from_module(network, arch="ecapa_tdnn", arguments=arguments).save(folder)
+    return folder
+
+
 @pytest.mark.slow  # the operations of every group are counted
 def test_a_dry_run_of_prune_lists_the_groups(cli: Callable, small_dense: Path, unchanged: Callable) -> None:
     before = unchanged()
@@ -196,10 +207,10 @@ def test_a_pass_prints_json(cli: Callable, tiny_graph: Path) -> None:
             "prune: one target is needed, got ratio and params. Leave all",
         ),
         (["--ratio", "0.99"], "prune.ratio 0.99 cannot be reached: with all "),
-        (["--keep", "hed.*"], "keep: no layer matches 'hed.*'. Near it are head"),
+        (["--keep", "blokcs.*"], "keep: no layer matches 'blokcs.*'. Near it are blocks, blocks."),
         (["--channels", "none.json"], "none.json: no such file; prune was told to read it."),
         (["--channels", "foreign.json"], "foreign.json must map layers to channels"),
-        (["--channels", "unknown.json"], "unknown layer 'head.convx'. Did you mean 'head.conv"),
+        (["--channels", "unknown.json"], "unknown layer 'blocks.0.conv.convx'. Did you mean 'blocks.0.conv.conv'"),
         (
             ["--scope", "sensitivity", "--sensitivity", "foreign.json"],
             "foreign.json is not a sensitivity table",
@@ -208,13 +219,13 @@ def test_a_pass_prints_json(cli: Callable, tiny_graph: Path) -> None:
     ],
 )
 def test_what_is_wrong_with_pruning_is_named(
-    cli: Callable, small_dense: Path, unchanged: Callable, options: list[str], message: str
+    cli: Callable, small_ecapa: Path, unchanged: Callable, options: list[str], message: str
 ) -> None:
     Path("foreign.json").write_text("[1, 2]")
     Path("corrupt.json").write_text('{"kind": ')
-    Path("unknown.json").write_text('{"head.convx": [1]}')
+    Path("unknown.json").write_text('{"blocks.0.conv.convx": [1]}')
     before = unchanged()
-    code, out, err = cli("prune", small_dense, "--scope", "uniform", "--bn-utterances", "0", *options)
+    code, out, err = cli("prune", small_ecapa, "--scope", "uniform", "--bn-utterances", "0", *options)
     assert (code, out) == (2, "")
     assert message in err
     assert "Traceback" not in err

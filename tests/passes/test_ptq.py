@@ -275,3 +275,18 @@ def test_quantized_graph_is_not_quantized_again(tiny_int8: Artifact, tiny_contex
 def test_no_utterances_are_told(utterances: int) -> None:
     with pytest.raises(SettingError, match=rf"ptq\.utterances must be at least 1, got {utterances}"):
         PTQ(utterances=utterances)
+
+
+@pytest.mark.parametrize("corrections", [True, False])
+def test_layer_that_gives_nan_is_named(deep: Artifact, tiny_context: Context, corrections: bool) -> None:
+    model = onnx.load_from_string(deep.onnx)
+    (weight,) = (tensor for tensor in model.graph.initializer if tensor.name == "w2")
+    values = numpy_helper.to_array(weight).copy()
+    values[0, 0] = np.nan
+    weight.CopyFrom(numpy_helper.from_array(values, "w2"))
+    broken = replace(deep, files={"model.onnx": model.SerializeToString()})
+    with pytest.raises(
+        InputError,
+        match=r"tensor '\w+' of \w+ '(p2|r2|quiet)' is NaN or infinite on calibration utterance 1\. Check the",
+    ):
+        PTQ(4, equalize=corrections, bias_correction=corrections).run(broken, tiny_context)
