@@ -254,7 +254,7 @@ def small_checkpoint(small_campplus: Artifact, tmp_path_factory: pytest.TempPath
 def finished_run(small_checkpoint: Path, speech_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of ``prune,ptq,trt`` over the small CAM++. Not to be changed."""
     folder = tmp_path_factory.mktemp("runs") / "small"
-    passes = (Prune(ratio=0.3, bn_utterances=8), PTQ(utterances=8), TRT())
+    passes = (Prune(ratio=0.3, scope="uniform", bn_utterances=8), PTQ(utterances=8), TRT())
     config = RunConfig(
         passes, str(small_checkpoint), "campplus", data=str(speech_folder), out=str(folder), timing_s=0.0
     )

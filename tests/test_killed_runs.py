@@ -87,7 +87,7 @@ def test_a_longer_run_killed_at_ten_moments_ends_with_the_same_table(
     tmp_path: Path, small_checkpoint: Path, speech_folder: Path, lasting: Callable[[Path], dict[str, Any]]
 ) -> None:
     arguments = [str(small_checkpoint), "--arch", "campplus", "--data", str(speech_folder), "--passes", "prune,ptq"]
-    settings = ["--set", "prune.bn_utterances=8", "--set", "ptq.utterances=8"]
+    settings = ["--set", "prune.scope=uniform", "--set", "prune.bn_utterances=8", "--set", "ptq.utterances=8"]
     check_killed_runs(tmp_path, arguments + settings, 15.0, lasting)
 
 
