@@ -214,7 +214,7 @@ class TestFinishedRun:
     def test_run_yaml_is_the_full_configuration(self, finished_run: Path) -> None:
         found = from_mapping(read_yaml(finished_run / "run.yaml"), "run.yaml")
         assert [step.name for step in found.passes] == ["prune", "onnx", "ptq", "trt"]
-        assert found.passes[0] == Prune(ratio=0.3, scope="uniform", scope="uniform", bn_utterances=8)
+        assert found.passes[0] == Prune(ratio=0.3, scope="uniform", bn_utterances=8)
         assert found.folder == finished_run
         assert found.to_mapping() == yaml.safe_load((finished_run / "run.yaml").read_text())
 
