@@ -49,14 +49,7 @@ def read_onnx(path: Path) -> OnnxFile:
     """
     import onnx
 
-    if not path.is_file():
-        raise ModelError(f"{path}: no such ONNX file.")
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's own exception classes differ between its implementations
-        raise ModelError(f"{path} is not a readable ONNX file. Is it truncated?") from error
-    if not model.graph.node:
-        raise ModelError(f"{path} is not a readable ONNX file: its graph has no nodes.")
+    model = read_graph(path)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset not in ONNX_OPSETS:
         raise ModelError(
@@ -74,6 +67,25 @@ def read_onnx(path: Path) -> OnnxFile:
     quantized = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
     precision = "int8" if quantized else "fp32"
     return OnnxFile(model.SerializeToString(), mel, size, count_weights(model), precision, metadata, takes_waveform)
+
+
+def read_graph(path: Path) -> "onnx.ModelProto":
+    """Read an ONNX file as it is, without what lies in other files.
+
+    Raises:
+        ModelError: If it is missing or corrupt.
+    """
+    import onnx
+
+    if not path.is_file():
+        raise ModelError(f"{path}: no such ONNX file.")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's own exception classes differ between its implementations
+        raise ModelError(f"{path} is not a readable ONNX file. Is it truncated?") from error
+    if not model.graph.node:
+        raise ModelError(f"{path} is not a readable ONNX file: its graph has no nodes.")
+    return model
 
 
 def has_front_end(model: "onnx.ModelProto") -> bool:
@@ -161,6 +173,24 @@ def _load_external_data(model: "onnx.ModelProto", path: Path) -> None:
             load_external_data_for_model(model, str(folder))
         except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
             raise ModelError(f"{path}: external weights cannot be read ({error}).") from error
+
+
+def load_reachable_data(model: "onnx.ModelProto", folder: Path) -> None:
+    """Load external data in place, as far as it lies in the folder and can be read; the rest stays external."""
+    import onnx
+    from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+
+    for tensor in (tensor for tensor in _tensors(model) if uses_external_data(tensor)):
+        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+        target = (folder / location).resolve()
+        if not target.is_relative_to(folder.resolve()) or not target.is_file():
+            continue
+        try:
+            load_external_data_for_tensor(tensor, str(folder))
+        except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError):
+            continue
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
 
 
 def _tensors(model: "onnx.ModelProto") -> Iterator["onnx.TensorProto"]:

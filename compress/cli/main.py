@@ -17,6 +17,7 @@ COMMANDS = {
     "bench": ("compress.cli.inspect", "Time models side by side."),
     "compare": ("compress.cli.inspect", "Print the tables of several runs as one."),
     "check": ("compress.cli.inspect", "Verify an artifact folder: hashes, and golden outputs on this machine."),
+    "lint": ("compress.cli.lint", "Check an ONNX graph against what a target's parser demands."),
     "embed": ("compress.cli.inspect", "Compute the embedding of audio files."),
     "verify": ("compress.cli.inspect", "Compare the speakers of two audio files."),
     "passes": ("compress.cli.lists", "List the passes and their settings."),

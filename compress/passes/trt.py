@@ -5,6 +5,7 @@ from typing import ClassVar, final
 
 from compress.artifact import FILE_NAMES, Artifact, Deferral, Format
 from compress.errors import ModelError, SettingError
+from compress.lint import Profile, Shapes, errors, lint
 from compress.machine import probe_cuda
 from compress.passes.base import Context, Pass
 from compress.passes.qdq import for_tensorrt
@@ -36,7 +37,11 @@ class TRT(Pass):
             raise SettingError(f"trt.max_batch must be at least 1, got {self.max_batch}.")
 
     def run(self, artifact: Artifact, context: Context) -> Artifact:
-        """Rewrite Q/DQ to what TensorRT takes and write down how to build the engine."""
+        """Rewrite Q/DQ to what TensorRT takes and write down how to build the engine.
+
+        Raises:
+            ModelError: If the parser would refuse the graph still, or the front end is in it.
+        """
         import onnx
 
         self.check_input(artifact)
@@ -48,10 +53,16 @@ class TRT(Pass):
         context.say("rewriting Q/DQ for TensorRT")
         graph = for_tensorrt(onnx.load_from_string(artifact.onnx))
         onnx.checker.check_model(graph)
+        input_name = graph.graph.input[0].name
+        findings = lint(graph, self.profile(input_name, artifact.front_end.num_mel_bins))
+        if errors(findings):
+            refused = "\n".join(map(str, errors(findings)))
+            raise ModelError(f"trt: TensorRT would not take the graph; see docs/commands/lint.md.\n{refused}")
         notes = ["FP16 engine"]
         if artifact.precision == "int8":
             notes = ["INT8 with FP16 elsewhere: activations S8 symmetric, biases in float, as its parser demands"]
-        deferral = Deferral(self.reason(), self.command(graph.graph.input[0].name, artifact))
+        notes += [str(finding) for finding in findings]
+        deferral = Deferral(self.reason(), self.command(input_name, artifact))
         files = {FILE_NAMES[Format.ONNX]: graph.SerializeToString()}
         waiting = artifact.with_files(files, self.step(*notes), Format.TENSORRT, artifact.precision, deferral)
         return replace(waiting, golden=artifact.golden)  # what the engine's outputs are to be compared with
@@ -61,10 +72,14 @@ class TRT(Pass):
         missing = probe_cuda().missing
         return f"{missing or 'engines are built with trtexec on the target'}; no engine was built."
 
+    def profile(self, input_name: str, num_mel_bins: int) -> Profile:
+        """Sizes of the features (batch, frames, num_mel_bins) that the engine is to take."""
+        sizes = (1, self.min_frames), (1, self.opt_frames), (self.max_batch, self.max_frames)
+        return {input_name: Shapes(*((batch, frames, num_mel_bins) for batch, frames in sizes))}
+
     def command(self, input_name: str, artifact: Artifact) -> str:
         """The ``trtexec`` line to run in the artifact folder on the target (TensorRT 8.5 to 10)."""
-        mel = artifact.front_end.num_mel_bins
-        shapes = {"min": (1, self.min_frames), "opt": (1, self.opt_frames), "max": (self.max_batch, self.max_frames)}
-        profile = " ".join(f"--{kind}Shapes={input_name}:{b}x{frames}x{mel}" for kind, (b, frames) in shapes.items())
+        shapes = self.profile(input_name, artifact.front_end.num_mel_bins)[input_name]._asdict()
+        profile = " ".join(f"--{kind}Shapes={input_name}:{'x'.join(map(str, size))}" for kind, size in shapes.items())
         int8 = " --int8" if artifact.precision == "int8" else ""
         return f"trtexec --onnx=model.onnx --fp16{int8} {profile} --saveEngine=model.plan"

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.artifact import Artifact, Format
-from compress.errors import MachineError, SettingError
+from compress.errors import MachineError, ModelError, SettingError
 from compress.machine import probe_cuda
 from compress.onnx_file import open_session
 from compress.passes import TRT, Context
@@ -76,6 +77,23 @@ def test_graph_for_the_target_is_valid_and_runs(request, name: str) -> None:
     graph = onnx.load_from_string(result.files["model.onnx"])
     onnx.checker.check_model(graph, full_check=True)
     assert open_session(result.files["model.onnx"], 1).get_inputs()[0].name == "feats"
+
+
+def with_node(artifact: Artifact, *node: str, **attributes: int) -> Artifact:
+    """The same with one node more, whose result nobody reads."""
+    graph = onnx.load_from_string(artifact.onnx)
+    graph.graph.node.append(onnx.helper.make_node(node[0], ["feats"], ["unused"], node[1], **attributes))
+    return replace(artifact, files={"model.onnx": graph.SerializeToString()})
+
+
+def test_what_the_parser_would_refuse_is_refused_by_name(tiny_onnx: Artifact) -> None:
+    with pytest.raises(ModelError, match=r"would not take the graph.*\nerror: odd: the parser does not know Det\. "):
+        TRT().run(with_node(tiny_onnx, "Det", "odd"), Context())
+
+
+def test_what_the_parser_takes_at_a_price_is_in_the_notes(tiny_onnx: Artifact) -> None:
+    result = TRT().run(with_node(tiny_onnx, "Cast", "wide", to=onnx.TensorProto.DOUBLE), Context())
+    assert result.history[-1].notes[1].startswith("warning: wide: it is float64")
 
 
 def test_running_it_here_tells_what_to_do(deferred: Artifact) -> None:
