@@ -184,7 +184,6 @@ RECIPES: dict[str, tuple[str, Recipe]] = {  # name: what it starts from, and how
     "openvino-int8-298": ("ptq-openvino", OpenVINO(frames=CHAIN_FRAMES).run),
     "nncf": ("plain", nncf()),
     "nncf-300": ("plain", nncf(TABLE_FRAMES)),
-    "nncf-own": ("own", nncf()),
     "blstm": ("tdnn_blstm", Onnx(optimize=False).run),
     "blstm-ort": ("blstm", Optimize().run),
     "blstm-int8": ("blstm-ort", PTQ().run),
