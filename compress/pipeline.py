@@ -319,7 +319,7 @@ class Run:
         """Run the pass; returns the artifact and the seconds it took."""
         if step.maker is None:
             return parent, 0.0
-        self.progress.say(f"{step.folder.name}: {step.maker!r}")
+        self.progress.say(f"{step.folder.name}: {step.maker}")
         context = replace(
             self.plan.context,
             threads=machine.cores(),

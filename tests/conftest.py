@@ -238,7 +238,9 @@ def tiny_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     initializers.append(numpy_helper.from_array(np.array([1]), "axes"))
     graph = helper.make_graph(nodes, "tiny", ends[:1], ends[1:], initializers)
     path = tmp_path_factory.mktemp("graph") / "tiny.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(path))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, {"sample_rate": "16000", "feature_normalize_type": "global-mean"})
+    onnx.save(model, str(path))
     return path
 
 

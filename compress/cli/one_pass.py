@@ -94,7 +94,7 @@ def print_preview(maker: Pass, preview: Preview, model: str, artifact: Artifact,
         about = {"pass": maker.name, "settings": maker.settings, "model": model, "params": artifact.params}
         click.echo(json.dumps({**about, "out": str(folder), **asdict(preview)}, indent=2))
         return
-    click.echo(f"{maker!r}\n{model}: {artifact.params:,} parameters, {artifact.format.value}")
+    click.echo(f"{maker}\n{model}: {artifact.params:,} parameters, {artifact.format.value}")
     print_table(preview.rows)
     for note in preview.notes:
         click.echo(note)

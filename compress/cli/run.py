@@ -90,4 +90,4 @@ def print_plan(planned: Plan) -> None:
     click.echo(f"calibration  {len(planned.calibration)} utterances")
     click.echo(f"out          {planned.config.folder}")
     for step in planned.steps:
-        click.echo(f"{step.folder.name:<12} {step.maker!r}" if step.maker else f"{step.folder.name:<12} as it is")
+        click.echo(f"{step.folder.name:<12} {step.maker}" if step.maker else f"{step.folder.name:<12} as it is")

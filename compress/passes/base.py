@@ -172,6 +172,12 @@ class Pass(ABC):
             raise ModelError(f"{self.name} takes {self.accepts.value} artifacts; this one is {what}.")
         self.precision_after(artifact.precision)
 
+    def __str__(self) -> str:
+        """The settings that are not at their defaults; the repr has all."""
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        changed = [f"{f.name}={given[f.name]!r}" for f in dataclasses.fields(self) if given[f.name] != f.default]
+        return f"{self.name}({', '.join(changed)})"
+
     @property
     def settings(self) -> dict[str, Any]:
         """Every setting by name, as JSON can hold it."""

@@ -71,7 +71,7 @@ def test_a_dry_run_writes_nothing(cli: Callable, tiny_graph: Path, unchanged: Ca
         "calibrating on 40 utterances\n"
         "quantizing\n"
     )
-    assert out.startswith(f"{PTQ()!r}\n{tiny_graph}: 6,216 parameters, onnx\n")
+    assert out.startswith(f"{PTQ()}\n{tiny_graph}: 6,216 parameters, onnx\n")
     assert "3 of 3 weighted operators in INT8" in out
     assert re.search(r"^MatMulInteger|^QLinear|^QGemm|^DynamicQuantize", out, re.M)
     assert out.endswith("\nwould write tiny-ptq\n")
