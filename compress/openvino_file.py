@@ -1,6 +1,7 @@
 """OpenVINO networks (IR): read, compiled for this CPU, and kept compiled. Does not import PyTorch."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 import re
@@ -71,6 +72,18 @@ def fixed_frames_of(graph: bytes) -> int | None:
     return int(found.group(1)) if found else None
 
 
+@functools.cache
+def core() -> "openvino.Core":
+    """OpenVINO's core: one for the life of the process.
+
+    The CPU plugin of OpenVINO 2026.4.1 gives the thread a stack for signals, and frees it with the last core but does
+    not take it back. The next signal with a handler in Python, such as the end of a child process, is then a crash.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def read_network(graph: bytes, weights: bytes) -> "openvino.Model":
     """Read an IR, or an ONNX graph with ``weights`` empty.
 
@@ -80,7 +93,7 @@ def read_network(graph: bytes, weights: bytes) -> "openvino.Model":
     import openvino
 
     try:
-        return openvino.Core().read_model(graph, weights)
+        return core().read_model(graph, weights)
     except Exception as error:  # its exceptions are RuntimeError and private classes of the native module
         raise ModelError(f"OpenVINO {openvino.__version__} cannot read the graph: {reason_of(error)}") from error
 
@@ -99,7 +112,7 @@ def compile_network(network: "openvino.Model", threads: int | None, precision: s
     import openvino
 
     try:
-        return openvino.Core().compile_model(network, "CPU", configuration(threads, precision))
+        return core().compile_model(network, "CPU", configuration(threads, precision))
     except Exception as error:
         raise ModelError(f"OpenVINO {openvino.__version__} cannot compile the graph: {reason_of(error)}") from error
 
@@ -139,10 +152,8 @@ def load_network(
     kept = None if cache is None else cache / f"{key_of(graph, weights, threads, shape)}.blob"
     blob = None if kept is None else read_kept(kept)
     if blob is not None:
-        import openvino
-
         with contextlib.suppress(RuntimeError):  # of a build of the same version that differs after all
-            return openvino.Core().import_model(blob, "CPU", configuration(threads, precision)), True
+            return core().import_model(blob, "CPU", configuration(threads, precision)), True
     read = read_network(graph, weights)
     if shape is not None:
         read.reshape(list(shape))

@@ -11,6 +11,7 @@ from onnx import TensorProto, numpy_helper
 
 from compress.calibration import collect_ranges
 from compress.errors import InputError, ModelError
+from compress.openvino_file import core
 from compress.quantization import (
     OPERATORS,
     SCHEMES,
@@ -156,13 +157,13 @@ def test_given_graph_is_left_alone(random_graph: Callable[..., onnx.ModelProto],
 
 
 def test_openvino_runs_every_convolution_in_int8(random_graph, speechlike, nearness) -> None:
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     model = random_graph(gate=True, concat=True)
     made = int8(model, speechlike, "openvino")
-    network = openvino.Core().read_model(made.SerializeToString())
+    network = core().read_model(made.SerializeToString())
     feats = speechlike[0][None]
     network.reshape(list(feats.shape))
-    compiled = openvino.Core().compile_model(network, "CPU", {"INFERENCE_NUM_THREADS": 1})
+    compiled = core().compile_model(network, "CPU", {"INFERENCE_NUM_THREADS": 1})
     infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
     kinds = [(str(info["layerType"].astype(str)), str(info["runtimePrecision"].astype(str))) for info in infos]
     convolutions = [precision for kind, precision in kinds if kind == "Convolution"]

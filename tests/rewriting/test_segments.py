@@ -6,6 +6,7 @@ import pytest
 
 from compress.errors import ModelError
 from compress.onnx_file import open_session
+from compress.openvino_file import core
 from compress.rewriting import optimize
 from compress.rewriting.segments import (
     PoolMatrix,
@@ -100,10 +101,9 @@ def test_any_length_gives_the_same(context: onnx.ModelProto) -> None:
 
 
 def test_openvino_takes_fewer_frames_than_a_segment(context: onnx.ModelProto) -> None:
-    openvino = pytest.importorskip("openvino")
-    core = openvino.Core()
-    graph = core.read_model(optimize(context, "openvino").SerializeToString())
-    compiled = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
+    pytest.importorskip("openvino")
+    graph = core().read_model(optimize(context, "openvino").SerializeToString())
+    compiled = core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
     for frames in (3, 49, 50, 120):
         features = np.random.default_rng(frames).standard_normal((2, frames, 8)).astype(np.float32)
         (expected,) = open_session(context.SerializeToString(), 1).run(None, {"feats": features})
