@@ -1,13 +1,14 @@
 """OpenVINO networks (IR): read, compiled for this CPU, and kept compiled. Does not import PyTorch."""
 
 import contextlib
-import functools
+import ctypes
 import importlib.util
 import os
 import re
+import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,16 +73,33 @@ def fixed_frames_of(graph: bytes) -> int | None:
     return int(found.group(1)) if found else None
 
 
-@functools.cache
 def core() -> "openvino.Core":
-    """OpenVINO's core: one for the life of the process.
+    """A core of OpenVINO, with the thread's stack for signals left as it was.
 
-    The CPU plugin of OpenVINO 2026.4.1 gives the thread a stack for signals, and frees it with the last core but does
-    not take it back. The next signal with a handler in Python, such as the end of a child process, is then a crash.
+    The CPU plugin of OpenVINO 2026.4.1 gives the thread another one, which is freed with the plugin but may stay in
+    use: the next signal with a handler in Python, such as the end of a child process, is then a crash.
     """
     import openvino
 
-    return openvino.Core()
+    with kept_signal_stack():
+        made = openvino.Core()
+        made.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin
+    return made
+
+
+@contextlib.contextmanager
+def kept_signal_stack() -> Iterator[None]:
+    """Give the thread back the alternate stack for signals that it had; only Linux is known to need it."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    before = ctypes.create_string_buffer(64)  # holds a stack_t: pointer, flags, size
+    libc.sigaltstack(None, before)
+    try:
+        yield
+    finally:
+        libc.sigaltstack(before, None)
 
 
 def read_network(graph: bytes, weights: bytes) -> "openvino.Model":
