@@ -244,6 +244,15 @@ def tiny_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def foreign_graph(tiny_graph: Path, tmp_path: Path) -> Path:
+    """The same file without metadata."""
+    model = onnx.load(tiny_graph)
+    del model.metadata_props[:]
+    onnx.save(model, str(tmp_path / "foreign.onnx"))
+    return tmp_path / "foreign.onnx"
+
+
 @pytest.fixture(scope="session")
 def small_checkpoint(small_campplus: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of ``small_campplus`` as a checkpoint file."""

@@ -554,7 +554,8 @@ class TestPlan:
     ) -> None:
         first = sorted((own_speech / "wav").iterdir())[0]
         shutil.copy(first, own_speech / "extra.wav")
-        (own_speech / "more.scp").write_text("extra extra.wav\n" + (own_speech / "calib.scp").read_text())
+        others = (own_speech / "calib.scp").read_text().splitlines(keepends=True)[:7]  # eight in all: each is used
+        (own_speech / "more.scp").write_text("".join(["extra extra.wav\n", *others]))
         damage(own_speech / "extra.wav")
         with pytest.raises(InputError, match=r"extra\.wav" + message):
             plan(replace(config, data=str(own_speech), calib=str(own_speech / "more.scp")))
@@ -678,10 +679,13 @@ def test_onnx_file_tells_the_threshold_that_was_measured_on_it_and_no_other(tiny
     assert "threshold" not in metadata_of(Artifact.load(tiny_run / "02-trt"))  # nothing was measured on it
 
 
-def test_what_is_assumed_of_a_foreign_file_stands_in_its_row(tiny_run: Path, waveform_run: Path) -> None:
-    (note,) = [
-        note for note in json.loads((tiny_run / "table.json").read_text())["rows"][0]["notes"] if "assumed" in note
-    ]
+def test_what_is_assumed_of_a_foreign_file_stands_in_its_row(
+    foreign_graph: Path, speech_folder: Path, waveform_run: Path, tmp_path: Path
+) -> None:
+    config = RunConfig(
+        (PTQ(utterances=4),), str(foreign_graph), data=str(speech_folder), out=str(tmp_path / "run"), timing_s=0.0
+    )
+    (note,) = [note for note in run(config)["rows"][0]["notes"] if "assumed" in note]
     assert "assumed is Fbank of 80 bins at 16000 Hz minus its mean over the utterance" in note
     rows = json.loads((waveform_run / "table.json").read_text())["rows"]
     assert not [note for row in rows for note in row["notes"] if "assumed" in note]

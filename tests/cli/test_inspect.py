@@ -46,11 +46,11 @@ def test_eval_of_another_list(cli: Callable, tiny_graph: Path, own_speech: Path)
 
 
 def test_what_is_assumed_of_a_foreign_file_is_said_before_the_work(
-    cli: Callable, tiny_graph: Path, tiny_run: Path
+    cli: Callable, foreign_graph: Path, tiny_run: Path
 ) -> None:
-    code, _, err = cli("bench", tiny_graph, "--budget", "0", "--seconds", "1")
+    code, _, err = cli("bench", foreign_graph, "--budget", "0", "--seconds", "1")
     assert code == 0
-    assert err.startswith(f"warning: {tiny_graph}: the metadata of the ONNX file does not tell sample_rate")
+    assert err.startswith(f"warning: {foreign_graph}: the metadata of the ONNX file does not tell sample_rate")
     _, _, err = cli("bench", tiny_run / "01-ptq", "--budget", "0", "--seconds", "1")
     assert "warning" not in err
 
