@@ -8,7 +8,7 @@ from compress.errors import ModelError, SettingError
 from compress.lint import Profile, Shapes, errors, lint
 from compress.machine import probe_cuda
 from compress.passes.base import Context, Pass
-from compress.passes.qdq import for_tensorrt
+from compress.tensorrt.qdq import for_tensorrt
 
 
 @final

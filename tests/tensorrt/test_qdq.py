@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.artifact import Artifact
 from compress.errors import ModelError
 from compress.onnx_file import open_session
-from compress.passes.qdq import for_tensorrt, largest_magnitude
+from compress.tensorrt.qdq import for_tensorrt, largest_magnitude
 
 QUANTIZED = ["tiny_int8", "campplus_int8"]
 
