@@ -1,13 +1,13 @@
 """What this machine is: CPU, cores, NVIDIA driver and GPUs."""
 
-import ctypes
 import math
 import os
 import platform
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from compress.tensorrt.target import cuda
 
 
 @lru_cache
@@ -69,55 +69,11 @@ def describe() -> dict[str, Any]:
         "cores": cores(),
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "gpus": [gpu.name for gpu in probe_cuda().gpus],
+        "gpus": [device.name for device in probe_cuda().devices],
     }
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """An NVIDIA GPU: name and compute capability, for example (7, 5) for a T4."""
-
-    name: str
-    compute_capability: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Cuda:
-    """What the NVIDIA driver says.
-
-    Attributes:
-        driver: Newest CUDA version that the driver runs, for example "12.8"; None without a driver.
-        missing: Why no GPU can be used, or None.
-    """
-
-    driver: str | None
-    gpus: tuple[Gpu, ...]
-    missing: str | None
-
-
 @lru_cache
-def probe_cuda() -> Cuda:
-    """Ask the CUDA driver library itself, so that no vendor package has to be touched (TensorRT 8.6 crashes then)."""
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return Cuda(None, (), "no NVIDIA driver (libcuda.so.1 is not there)")
-    status = cuda.cuInit(0)
-    if status != 0:
-        return Cuda(None, (), f"the NVIDIA driver does not start (cuInit returned {status})")
-    number = ctypes.c_int()
-    cuda.cuDriverGetVersion(ctypes.byref(number))
-    driver = f"{number.value // 1000}.{number.value % 1000 // 10}"
-    cuda.cuDeviceGetCount(ctypes.byref(number))
-    gpus = tuple(_gpu(cuda, index) for index in range(number.value))
-    return Cuda(driver, gpus, None if gpus else "the NVIDIA driver finds no GPU")
-
-
-def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:
-    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    name = ctypes.create_string_buffer(256)
-    cuda.cuDeviceGet(ctypes.byref(device), index)
-    cuda.cuDeviceGetName(name, len(name), device)
-    cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # COMPUTE_CAPABILITY_MAJOR
-    cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-    return Gpu(name.value.decode(), (major.value, minor.value))
+def probe_cuda() -> cuda.Driver:
+    """What the NVIDIA driver says of itself and its GPUs; asked once."""
+    return cuda.probe()

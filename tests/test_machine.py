@@ -54,10 +54,10 @@ def test_the_quota_of_a_container_is_read(files: dict[str, str], expected: float
 
 
 def test_a_gpu_is_there_or_its_absence_has_a_reason() -> None:
-    cuda = probe_cuda()
-    assert bool(cuda.gpus) == (cuda.missing is None)
-    assert describe()["gpus"] == [gpu.name for gpu in cuda.gpus]
-    if cuda.missing is not None:
-        assert "NVIDIA driver" in cuda.missing
-    for gpu in cuda.gpus:
-        assert gpu.compute_capability >= (3, 0)
+    driver = probe_cuda()
+    assert bool(driver.devices) == (driver.missing is None)
+    assert describe()["gpus"] == [device.name for device in driver.devices]
+    if driver.missing is not None:
+        assert "NVIDIA driver" in driver.missing
+    for device in driver.devices:
+        assert device.compute_capability >= (3, 0)

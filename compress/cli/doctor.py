@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +12,8 @@ import click
 from compress import __version__, machine, openvino_file
 from compress.evaluation.int8_probe import advice, probe_int8
 from compress.runners import RUNNERS
-from compress.units import format_ms, format_speedup
+from compress.tensorrt.target import devices, sensors
+from compress.units import format_bytes, format_ms, format_speedup
 
 NEEDED = ("torch", "onnx", "onnxruntime", "soundfile", "av")
 NARROWEST = 18  # characters of the first column
@@ -58,7 +58,7 @@ def about_machine() -> dict[str, Any]:
 
 def machine_lines(found: Mapping[str, Any]) -> dict[str, str]:
     """The same in a line each."""
-    gpu, cache = found["gpu"], found["compiled_networks"]
+    cache = found["compiled_networks"]
     kept = "" if cache["writable"] else " cannot be written: networks are compiled at each start"
     return {
         "compress": found["compress"],
@@ -76,10 +76,7 @@ def machine_lines(found: Mapping[str, Any]) -> dict[str, str]:
         "openvino cache": f"{cache['folder']}{kept}"
         if cache["folder"]
         else f"off ({openvino_file.CACHE_VARIABLE}=off)",
-        "nvidia driver": f"CUDA {gpu['driver']}" if gpu["driver"] else gpu["missing"],
-        "gpus": ", ".join(gpu["gpus"]) or "none",
-        "tensorrt engines": "built on the target by trtexec; the trt pass writes the graph and the command",
-        "trtexec": gpu["trtexec"] or "not found; it comes with TensorRT and JetPack",
+        **gpu_lines(found["gpu"]),
     }
 
 
@@ -101,10 +98,55 @@ def about_cache() -> dict[str, Any]:
 
 
 def about_gpu() -> dict[str, Any]:
-    """NVIDIA driver and GPUs, and what TensorRT engines are built with."""
-    cuda = machine.probe_cuda()
-    gpus = [f"{gpu.name} (SM {gpu.compute_capability[0]}.{gpu.compute_capability[1]})" for gpu in cuda.gpus]
-    return {"driver": cuda.driver, "gpus": gpus, "missing": cuda.missing, "trtexec": shutil.which("trtexec")}
+    """NVIDIA driver and GPUs, which TensorRT is there, and what follows from it."""
+    driver, installed, jetson = machine.probe_cuda(), devices.find_tensorrt(), sensors.is_jetson()
+    return {
+        "driver": driver.release,
+        "cuda": driver.cuda,
+        "gpus": [
+            {
+                "name": device.name,
+                "compute_capability": list(device.compute_capability),
+                "memory_bytes": device.memory_bytes,
+                "precisions": list(devices.support(device.compute_capability).precisions),
+                "tensorrt": devices.support(device.compute_capability).tensorrt,
+            }
+            for device in driver.devices
+        ],
+        "missing": driver.missing,
+        "board": sensors.board(),
+        "tensorrt": asdict(installed),
+        "advice": devices.advice(driver, installed, jetson),
+    }
+
+
+def gpu_lines(gpu: Mapping[str, Any]) -> dict[str, str]:
+    """The same in a line each."""
+    runs = f"{gpu['driver'] or 'version not told'}, runs CUDA up to {gpu['cuda']}"
+    installed = gpu["tensorrt"]
+    of_tensorrt = [
+        f"{installed['python']} for this Python" if installed["python"] else "none for this Python",
+        *([f"{installed['library']} of the system"] if installed["library"] else []),
+    ]
+    return {
+        "nvidia driver": gpu["missing"] or runs,
+        **({"board": gpu["board"]} if gpu["board"] else {}),
+        **{f"gpu {number}": gpu_line(device) for number, device in enumerate(gpu["gpus"])},
+        **({} if gpu["gpus"] else {"gpus": "none"}),
+        "tensorrt": "; ".join(of_tensorrt),
+        "trtexec": installed["trtexec"] or "not found; it comes with JetPack and TensorRT's packages, not with pip",
+        "tensorrt engines": " ".join(gpu["advice"]),
+    }
+
+
+def gpu_line(device: Mapping[str, Any]) -> str:
+    """One GPU: what it is, what it computes in and which TensorRT builds for it."""
+    major, minor = device["compute_capability"]
+    precisions = ", ".join(name.upper() for name in device["precisions"])
+    return (
+        f"{device['name']}, {format_bytes(device['memory_bytes'])}, compute capability {major}.{minor}: {precisions};"
+        f" TensorRT {device['tensorrt']}"
+    )
 
 
 def about_int8() -> dict[str, Any]:
