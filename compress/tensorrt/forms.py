@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.lint.graph import all_nodes
+from compress.tensorrt.islands import islands
+from compress.tensorrt.opset import PORTABLE_OPSET, at_opset
 from compress.tensorrt.qdq import for_tensorrt
+from compress.tensorrt.typed import typed
 
 if TYPE_CHECKING:
     import onnx
 
 Array: TypeAlias = NDArray[np.float32]
-
-PORTABLE_OPSET = 17  # the newest that TensorRT 8.5 and 8.6 read
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,19 +47,14 @@ def forms(model: "onnx.ModelProto", features: Sequence[Array] = ()) -> Forms:
         ModelError: If the graph cannot be converted.
     """
     made = portable(for_tensorrt(model))
-    return Forms(made, made, {})
+    float_nodes = islands(made, features)
+    return Forms(made, typed(made, float_nodes), float_nodes)
 
 
 def portable(model: "onnx.ModelProto") -> "onnx.ModelProto":
     """Bring a graph to opset 17, whatever it had, and name its nodes."""
-    import onnx
-    from onnx import version_converter
-
-    result: onnx.ModelProto = version_converter.convert_version(model, PORTABLE_OPSET)
-    result.ir_version = onnx.helper.find_min_ir_version_for(result.opset_import, ignore_unknown=True)
-    for node in result.graph.node:  # the converter leaves it on operators that do not have it at that opset
-        for attribute in [entry for entry in node.attribute if entry.name == "noop_with_empty_axes" and not entry.i]:
-            node.attribute.remove(attribute)
+    result = at_opset(model, PORTABLE_OPSET)
+    drop_unread(result.graph)
     name_nodes(result.graph)
     return result
 
@@ -69,3 +66,10 @@ def name_nodes(graph: "onnx.GraphProto") -> None:
         name = node.name or f"{node.op_type}_{next(iter(node.output), '')}"
         node.name = name if name not in taken else f"{name}_{len(taken)}"
         taken.add(node.name)
+
+
+def drop_unread(graph: "onnx.GraphProto") -> None:
+    """Remove constants that no node reads any more, in place."""
+    read = {name for node in all_nodes(graph.node) for name in node.input} | {value.name for value in graph.output}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+        graph.initializer.remove(tensor)
