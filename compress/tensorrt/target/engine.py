@@ -373,6 +373,84 @@ def load(path: Path, device: cuda.Device, driver: cuda.Driver) -> Engine:
     return Engine(trt, data, record, driver)
 
 
+def agreement(expected: Array, found: Array) -> dict[str, float]:
+    """How near an output comes to the expected one, (batch, ...) both; the worst utterance counts."""
+    import numpy
+
+    wanted, got = (array.reshape(len(array), -1).astype(numpy.float64) for array in (expected, found))
+    not_finite = int(numpy.sum(~numpy.isfinite(got)))
+    got = numpy.nan_to_num(got, nan=0.0, posinf=0.0, neginf=0.0)
+    norms = numpy.linalg.norm(wanted, axis=1), numpy.linalg.norm(got, axis=1)
+    cosine = numpy.sum(wanted * got, axis=1) / numpy.maximum(norms[0] * norms[1], 1e-30)
+    return {
+        "cosine": float(cosine.min()),
+        "max_abs": float(numpy.abs(wanted - got).max()),
+        "relative_l2": float((numpy.linalg.norm(wanted - got, axis=1) / numpy.maximum(norms[0], 1e-30)).max()),
+        "not_finite": not_finite,
+    }
+
+
+def compare_with_references(
+    engine: Engine, file: Path, expected: Mapping[str, Mapping[str, str]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Run the recorded utterances that the profile takes, alone and twice in a batch where it takes two.
+
+    Args:
+        file: ``references.npz``: inputs ``features_0``, ``features_1``... and outputs.
+        expected: Of what is compared with -> output of the engine -> name of its arrays in the file, without number.
+
+    Returns:
+        Of what is compared with -> an entry for each utterance and output: ``frames``, ``output``, :func:`agreement`.
+
+    Raises:
+        TensorRTError: If the profile takes none of them.
+    """
+    import numpy
+
+    profile = engine.profile
+    found: dict[str, list[dict[str, Any]]] = {against: [] for against in expected}
+    lengths = []
+    with numpy.load(file, allow_pickle=False) as arrays:
+        count = sum(name.startswith("features_") for name in arrays.files)
+        for i in range(count):
+            features = arrays[f"features_{i}"]
+            lengths.append(features.shape[1])
+            if not profile["min"][1] <= features.shape[1] <= profile["max"][1]:
+                continue
+            copies = max(profile["min"][0], min(2, profile["max"][0]))
+            outputs = engine.run(numpy.concatenate([features] * copies))
+            for against, names in expected.items():
+                for output, name in names.items():
+                    wanted = numpy.concatenate([arrays[f"{name}_{i}"]] * copies)
+                    about = {"frames": features.shape[1], "output": output}
+                    found[against].append({**about, **agreement(wanted, outputs[output])})
+    if not any(found.values()):
+        low, high = profile["min"][1], profile["max"][1]
+        raise TensorRTError(
+            f"none of the recorded utterances ({', '.join(map(str, lengths))} frames) is within the profile ({low} to"
+            f" {high} frames), so the engine cannot be checked. Give a wider one: --min-frames, --max-frames."
+        )
+    return found
+
+
+def compute_ms(engine: Engine, frames: int, seconds: float) -> float:
+    """Median milliseconds that the GPU computes one utterance of ``frames`` frames, without copies."""
+    engine.set_shape(engine.profile["min"][0], frames)
+    engine.host_input[...] = 0
+    times: list[float] = []
+    with cuda.Stream() as stream, cuda.Event() as begin, cuda.Event() as end:
+        engine.copy_in(stream)
+        end_warm, end_all = time.monotonic() + 0.2 * seconds, time.monotonic() + 1.2 * seconds
+        while time.monotonic() < end_all or not times:
+            begin.record(stream)
+            engine.enqueue(stream)
+            end.record(stream)
+            end.synchronize()
+            if time.monotonic() >= end_warm:
+                times.append(end.ms_since(begin))
+    return sorted(times)[len(times) // 2]
+
+
 def capability(key: Mapping[str, Any]) -> str:
     """For example ``SM 7.5``."""
     return "SM " + ".".join(map(str, key["compute_capability"]))
