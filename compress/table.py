@@ -82,7 +82,7 @@ def cells(figures: Mapping[str, Any]) -> tuple[str, ...]:
     latency = figures["latency_ms"]
     return (
         figures["variant"],
-        figures["runtime"] or figures["format"],
+        runtime(figures),
         figures["precision"] or NOT_MEASURED,
         format_count(figures["params"]),
         format_bytes(figures["size_bytes"]),
@@ -92,6 +92,12 @@ def cells(figures: Mapping[str, Any]) -> tuple[str, ...]:
         format_speedup(figures["speedup"]),
         figures["status"],
     )
+
+
+def runtime(figures: Mapping[str, Any]) -> str:
+    """What ran it, and on which GPU if an engine's own machine measured it."""
+    name: str = figures["runtime"] or figures["format"]
+    return f"{name}, {figures['device']}" if figures["device"] and figures["format"] == "tensorrt" else name
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:

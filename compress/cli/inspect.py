@@ -8,15 +8,15 @@ from typing import Any
 import click
 import numpy as np
 
-from compress import table
 from compress.artifact import Artifact
 from compress.audio import read_audio
 from compress.cli.display import Bars, open_model, print_rows
+from compress.cli.target_rows import read_tables, with_target_rows
 from compress.data import DataFolder, embedded_data
 from compress.errors import InputError, ModelError
 from compress.evaluation.side_by_side import time_runners
 from compress.evaluation.speakers import Verification, measure
-from compress.files import read_json, replaced_file
+from compress.files import replaced_file
 from compress.runners import Runner, open_runner
 from compress.units import format_bytes, format_interval, format_ms, format_percent, format_speedup
 from compress.vectors import cosine
@@ -97,22 +97,27 @@ def bench_command(
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @json_option
 def compare_command(runs: tuple[Path, ...], as_json: bool) -> None:
-    """Print the tables of several RUNS as one, each variant with its run's name."""
-    rows: list[dict[str, Any]] = []
-    machines = set()
-    for folder in runs:
-        path = folder / "table.json" if folder.is_dir() else folder
-        found = read_json(path)
-        if not isinstance(found, dict) or found.get("schema") != table.SCHEMA:
-            raise InputError(f"{path} is not the table of a run of this version (schema {table.SCHEMA}).")
-        machines.add(found["machine"]["cpu"])
-        rows += [figures | {"variant": f"{found['run']}: {figures['variant']}"} for figures in found["rows"]]
+    """Print the tables of several RUNS as one, each variant with its run's name.
+
+    A row.json that an engine's own machine wrote is taken into the table of its run: from the step's folder, or given
+    beside the runs.
+    """
+    tables, given = read_tables(runs)
+    rows = [
+        figures | {"variant": f"{source.content['run']}: {figures['variant']}"}
+        for source, merged in zip(tables, with_target_rows(tables, given), strict=True)
+        for figures in merged
+    ]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
     print_rows(rows)
-    if len(runs) > 1:
+    if len(tables) > 1:
         click.echo("\nSpeed-ups are over each run's own baseline; latencies of different runs were not interleaved.")
+    targets = sorted({figures["device"] for figures in rows if figures["format"] == "tensorrt" and figures["device"]})
+    if targets:
+        click.echo(f"\nMeasured on the target, without a speed-up over rows of other machines: {', '.join(targets)}.")
+    machines = {source.content["machine"]["cpu"] for source in tables}
     if len(machines) > 1:
         click.echo(f"The runs are from different machines: {', '.join(sorted(machines))}.")
 
