@@ -358,6 +358,7 @@ class Builder:
             "cosine_min": worst(chosen, "fp32" if "fp32" in chosen["agreement"] else "graph"),
             "compute_ms": chosen.get("compute_ms"),
             "sha256": plan.sha256_of(self.plan),
+            "graph_sha256": chosen["key"]["graph_sha256"],  # tells compare of which run's step it is
             **figures.get("row", {}),
         }
         plan.write_file(self.folder / ROW, (json.dumps(row, indent=2) + "\n").encode())
