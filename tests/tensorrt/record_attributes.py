@@ -1,7 +1,7 @@
 """Records the public names of TensorRT's Python bindings, by importing the real extension module of a wheel.
 
-    python -m pip download --no-deps tensorrt==8.6.0                  # or tensorrt-cu12-bindings==10.3.0, ...
-    python tests/tensorrt/record_attributes.py WHEEL...               # with the Python that the wheels are for; needs cc
+    python -m pip download --no-deps tensorrt==8.6.0          # or tensorrt-cu12-bindings==10.3.0, ...
+    python tests/tensorrt/record_attributes.py WHEEL...       # with the Python that the wheels are for; needs cc
 
 The extension asks the loader for TensorRT's libraries, of which it calls a handful of C functions. Here these libraries
 are empty ones, so nothing but names can be read: no driver, GPU or library of NVIDIA's is needed. One file a version is
@@ -18,11 +18,32 @@ from pathlib import Path
 
 OUT = Path(__file__).parent / "attributes"
 
-CLASSES = """
-    Builder BuilderFlag DataType EngineInspector IBuilderConfig ICudaEngine IExecutionContext IHostMemory ILayer ILogger
-    INetworkDefinition IOptimizationProfile ITensor ITimingCache LayerInformationFormat MemoryPoolType
-    NetworkDefinitionCreationFlag OnnxParser ParserError PreviewFeature ProfilingVerbosity Runtime TacticSource TensorIOMode
-""".split()
+CLASSES = (
+    "Builder",
+    "BuilderFlag",
+    "DataType",
+    "EngineInspector",
+    "IBuilderConfig",
+    "ICudaEngine",
+    "IExecutionContext",
+    "IHostMemory",
+    "ILayer",
+    "ILogger",
+    "INetworkDefinition",
+    "IOptimizationProfile",
+    "ITensor",
+    "ITimingCache",
+    "LayerInformationFormat",
+    "MemoryPoolType",
+    "NetworkDefinitionCreationFlag",
+    "OnnxParser",
+    "ParserError",
+    "PreviewFeature",
+    "ProfilingVerbosity",
+    "Runtime",
+    "TacticSource",
+    "TensorIOMode",
+)
 
 READ = """
 import json, sys
@@ -43,7 +64,7 @@ print(json.dumps(found))
 
 
 def stub_libraries(extension: Path, folder: Path) -> None:
-    """Build empty libraries for those of NVIDIA's that an extension module links against, with what it calls of them."""
+    """Build empty libraries for those of NVIDIA's that an extension module links against, with what it calls."""
     dynamic = subprocess.run(["readelf", "-dW", extension], capture_output=True, text=True, check=True).stdout
     symbols = subprocess.run(["readelf", "-W", "--dyn-syms", extension], capture_output=True, text=True, check=True)
     names = sorted(set(re.findall(r"FUNC +GLOBAL +DEFAULT +UND (\w+)$", symbols.stdout, re.M)))

@@ -188,18 +188,18 @@ def int8_layers(inspected: str) -> tuple[int, int]:
     Layers whose precision is not told (those that Myelin took over) count as neither.
     """
     done = weighted = 0
-    for layer in json.loads(inspected).get("Layers", []):
-        if not isinstance(layer, dict):  # only names: the engine was built without detailed verbosity
+    for entry in json.loads(inspected).get("Layers", []):
+        if not isinstance(entry, dict):  # only names: the engine was built without detailed verbosity
             continue
-        weights = layer.get("Weights") or layer.get("Kernel") or {}
-        kind = f"{layer.get('ParameterType', '')} {layer.get('LayerType', '')}"
+        weights = entry.get("Weights") or entry.get("Kernel") or {}
+        kind = f"{entry.get('ParameterType', '')} {entry.get('LayerType', '')}"
         if not isinstance(weights, dict) or not (weights or re.search(r"conv|gemm|matrix.?multiply|fully", kind, re.I)):
             continue
         if int(weights.get("Count", 1)) == 0:
             continue
         weighted += 1
-        kernel = f"{layer.get('TacticName', '')} {weights.get('Type', '')}"
-        inputs = [str(tensor.get("Format/Datatype", "")) for tensor in layer.get("Inputs", [])]
+        kernel = f"{entry.get('TacticName', '')} {weights.get('Type', '')}"
+        inputs = [str(port.get("Format/Datatype", "")) for port in entry.get("Inputs", [])]
         done += bool(INT8_KERNEL.search(kernel) or any("int8" in text.lower() for text in inputs[:1]))
     return done, weighted
 

@@ -58,15 +58,15 @@ def import_tensorrt() -> Any:
     """
     try:
         import tensorrt
-    except ModuleNotFoundError as error:
-        if error.name == "tensorrt":
+    except ModuleNotFoundError as absent:
+        if absent.name == "tensorrt":
             raise TensorRTError(
                 "TensorRT for Python is not installed. On x86-64: pip install tensorrt. On a Jetson it comes with"
                 " JetPack: apt install python3-libnvinfer, and use the system's Python."
             ) from None
-        raise TensorRTError(f"importing tensorrt fails: {error}.") from error
-    except ImportError as error:
-        raise TensorRTError(missing_library(str(error))) from error
+        raise TensorRTError(f"importing tensorrt fails: {absent}.") from absent
+    except ImportError as broken:
+        raise TensorRTError(missing_library(str(broken))) from broken
     if version(tensorrt) < OLDEST:
         raise TensorRTError(f"TensorRT {tensorrt.__version__} is too old; 8.5 or later is needed.")
     return tensorrt
