@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +242,29 @@ def tiny_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     helper.set_model_props(model, {"sample_rate": "16000", "feature_normalize_type": "global-mean"})
     onnx.save(model, str(path))
     return path
+
+
+@pytest.fixture(scope="session")
+def graph_of() -> Callable[..., onnx.ModelProto]:
+    """Makes a graph from feats (batch, frames, 8) through x (batch, 8, frames) to the value ``y``.
+
+    Its weights are seeded noise of the shapes that are given; those named ``var...`` are positive.
+    """
+
+    def make(text: str, shapes: Mapping[str, tuple[int, ...]], rank: int = 3, opset: int = 18) -> onnx.ModelProto:
+        head = f'<ir_version: 9, opset_import: ["" : {opset}]> '
+        axes = ", ".join("NABC"[:rank])
+        ends = f"net (float[batch, frames, 8] feats) => (float[{axes}] y) "
+        body = "{ x = Transpose <perm = [0, 2, 1]> (feats)\n" + text + "}"
+        model = onnx.parser.parse_model(head + ends + body)
+        rng = np.random.default_rng(0)
+        for name, shape in shapes.items():
+            values = rng.uniform(0.5, 2, shape) if name.startswith("var") else rng.standard_normal(shape)
+            model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+        onnx.checker.check_model(model)
+        return model
+
+    return make
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import numpy as np
 
 from compress.lint.graph import Finding, Graph, Rule, Version, attribute, name_of, type_name
 from compress.lint.operators import RECURRENT
+from compress.lint.tensors import is_typed
 
 if TYPE_CHECKING:
     import onnx
@@ -17,6 +18,7 @@ ZERO_IN_FP16 = 2.0**-25  # half of the smallest number above 0: what is not abov
 TYPES: Mapping[str, Version] = {"INT8": (8, 5), "FLOAT8E4M3FN": (9, 0), "INT4": (10, 0), "FLOAT4E2M1": (10, 15)}
 OPTIONAL_ZERO_POINT: Version = (10, 0)
 OPTIONAL_AXIS: Version = (10, 0)  # before, scales without an axis were on axis 0
+PARTING = ("Cast", "Unsqueeze", "Squeeze", "Reshape", "Identity")
 BIASED = ("Conv", "ConvTranspose", "Gemm")
 
 
@@ -79,7 +81,7 @@ def zero_points(graph: Graph) -> Iterator[Finding]:
 
 
 def scales(graph: Graph) -> Iterator[Finding]:
-    """Scales are above 0, and would be in FP16."""
+    """Scales are above 0, and would be in FP16; in a typed graph, FP32 scales are meant to be FP32."""
     for node in graph.quantizers():
         value = graph.value(node.input[1])
         if value is None or not value.size or is_bias(graph, node):
@@ -90,7 +92,7 @@ def scales(graph: Graph) -> Iterator[Finding]:
         if wrong.size:
             what = f"scale {wrong[0]:g}; scales have to be finite and above 0"
             yield Finding("scale", name_of(node), what, "Calibrate again; for a channel of zeros, any scale will do.")
-        elif least < LEAST_FP16_SCALE:
+        elif least < LEAST_FP16_SCALE and (value.dtype == np.float16 or not is_typed(graph)):
             what = f"scale {least:.3g} {'becomes 0' if least <= ZERO_IN_FP16 else 'loses digits'} in FP16"
             remedy = "Keep the layer in float, or give a channel of zeros a larger scale."
             yield Finding("scale-fp16", name_of(node), what, remedy, "warning")
@@ -157,6 +159,16 @@ def quantized_conv1d(graph: Graph) -> Iterator[Finding]:
             yield Finding("conv1d", name_of(node), what, remedy, "warning")
 
 
+def parted_weights(graph: Graph) -> Iterator[Finding]:
+    """The DQ of a weight stands right before its layer."""
+    for node in graph.nodes:
+        between = graph.maker(node.input[1], *PARTING) if node.op_type in (*BIASED, "MatMul") else None
+        if between is not None and graph.quantizers_before(between.input[0]):
+            what = f"{name_of(between)} ({between.op_type}) parts it from the DQ of its weight; it may run in float"
+            remedy = f"Put {between.op_type} before Q, or into the stored weight."
+            yield Finding("parted-weight", name_of(node), what, remedy, "warning")
+
+
 def quantized_recurrent(graph: Graph) -> Iterator[Finding]:
     """Recurrent layers have no INT8 form."""
     for node in graph.nodes:
@@ -193,6 +205,7 @@ RULES: Sequence[Rule] = (
     scale_axes,
     quantized_biases,
     quantized_conv1d,
+    parted_weights,
     quantized_recurrent,
     quantized_before_relu,
     quantized_concats,

@@ -8,6 +8,7 @@ from compress.lint.graph import Finding, Graph, Rule, Version, attribute, name_o
 
 LARGEST_FP16 = 65504.0
 NATIVE_INT64: Version = (9, 0)
+STRONG_TYPING: Version = (11, 0)  # from here on, always
 TYPES = (
     *("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "INT32", "INT64", "INT8", "UINT8", "BOOL"),
     *("INT4", "FLOAT8E4M3FN", "FLOAT4E2M1"),
@@ -57,8 +58,8 @@ def is_slice_end(graph: Graph, name: str) -> bool:
 
 def fp16_range(graph: Graph) -> Iterator[Finding]:
     """Weights are within the range of FP16, to which the builder clips them."""
-    if "FLOAT16" in {kind for _, kind in typed_values(graph)}:
-        return  # a typed graph tells itself what is FP16
+    if is_typed(graph):
+        return  # it tells itself what is FP16
     for name in graph.tensors:
         value = graph.value(name)
         if value is None or value.dtype != np.float32:
@@ -70,4 +71,16 @@ def fp16_range(graph: Graph) -> Iterator[Finding]:
             yield Finding("fp16-range", name, what, "Scale it down, or keep its layer in FP32.", "warning")
 
 
-RULES: Sequence[Rule] = (data_types, int64_range, fp16_range)
+def is_typed(graph: Graph) -> bool:
+    """Whether a graph tells itself what runs in FP16."""
+    return bool({"FLOAT16", "BFLOAT16"} & {kind for _, kind in typed_values(graph)})
+
+
+def fp32_only(graph: Graph) -> Iterator[Finding]:
+    """A graph for strong typing tells what runs in FP16."""
+    if graph.version >= STRONG_TYPING and not is_typed(graph):
+        what = f"every number in it is FP32, and {graph.reader} computes in the types of the graph alone"
+        yield Finding("fp32-only", graph.name, what, "Give it the typed form: the pass trt writes both.", "warning")
+
+
+RULES: Sequence[Rule] = (data_types, int64_range, fp16_range, fp32_only)

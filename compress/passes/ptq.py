@@ -13,6 +13,7 @@ from compress.front_end_graph import join_front_end, split_front_end
 from compress.machine import has_vnni
 from compress.onnx_file import open_session
 from compress.passes.base import Array, Context, Pass, Preview
+from compress.rewriting import conv1d_as_conv2d
 from compress.units import format_percent
 from compress.vectors import cosine
 
@@ -149,6 +150,8 @@ class _Quantization:
         self.front, self.network = split_front_end(onnx.load_from_string(artifact.onnx))
         if settings.target == "onnxruntime":
             self.network = quantization.plain_transposes(self.network)
+        elif settings.target == "tensorrt":  # its parser puts an operator between the DQ of a weight and a Conv1d
+            self.network = conv1d_as_conv2d(self.network)
         self.plan = quantization.plan(self.network, self.scheme, settings.operators, settings.keep, "ptq.keep")
         if not (self.plan.layers or self.plan.recurrent):
             why = f" ({next(iter(self.plan.kept.values()))})" if self.plan.kept else ""

@@ -20,11 +20,12 @@ from compress.quantization.graph import (
     source,
     weight_of,
 )
-from compress.quantization.planning import Plan, activations
+from compress.quantization.planning import Plan, activations, residual_inputs
 from compress.quantization.scheme import Scheme
 
 LARGEST_BIAS = 2**30  # in steps, half of what S32 holds
-SMALLEST_STEP = 1e-12  # of a channel whose weights are all zero
+SMALLEST_STEP = 1e-12
+STEP_OF_ZEROS = 2.0**-14  # of a channel whose weights are all zero: any will do, and FP16 has this one
 
 
 class Grid(NamedTuple):
@@ -65,8 +66,9 @@ def round_weight(
     """
     levels = {8: 127, 7: 64}[bits]
     others = tuple(i for i in range(weight.ndim) if i != axis)
-    step = np.maximum(np.abs(weight).max(axis=others) / levels, SMALLEST_STEP if least_step is None else least_step)
-    step = step.astype(np.float32)
+    largest = np.abs(weight).max(axis=others)
+    step = np.maximum(np.where(largest > 0, largest / levels, STEP_OF_ZEROS), SMALLEST_STEP)
+    step = np.maximum(step, 0 if least_step is None else least_step).astype(np.float32)
     integers = np.rint(weight / along(step, weight.ndim, axis)).clip(-levels, levels)
     return integers.astype(np.int8), step
 
@@ -92,6 +94,7 @@ def quantize(
     writer = _Writer(result.graph, ranges, scheme, bits)
     chosen = [node for node in result.graph if node.name in planned.layers]
     joining = [node for node in result.graph if node.name in planned.joining]
+    skips = residual_inputs(result.graph, planned.layers) if scheme.skips else {}
     results = [result_of(node) for node in chosen if node.op_type in scheme.quantized_results]
     for value in (*results, *(result_of(node) for node in joining)):
         writer.quantize_result(value)
@@ -102,6 +105,8 @@ def quantize(
         for index, given in enumerate(node.inputs):
             if given in activations(node):
                 writer.quantize_input(node, index)
+    for node, index in skips.items():
+        writer.quantize_input(node, index)
     RemoveUnusedNodesPass()(result)
     return ir.to_proto(result)
 
@@ -189,8 +194,7 @@ class _Writer:
         key = (original, axis)
         if key in self.weights and least_step is None:
             return self.weights[key]
-        least = np.full(weight.shape[axis], SMALLEST_STEP) if least_step is None else least_step
-        integers, step = round_weight(weight, axis, self.bits, np.maximum(least, SMALLEST_STEP))
+        integers, step = round_weight(weight, axis, self.bits, least_step)
         inputs = [self.constant(integers), self.constant(step)]
         if self.scheme.weight_zero_points:
             inputs.append(self.constant(np.zeros(len(step), np.int8)))

@@ -1,7 +1,7 @@
 """Which operators of a graph become INT8, and why the others do not."""
 
 import fnmatch
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +9,11 @@ import onnx
 import onnx_ir as ir
 
 from compress.errors import SettingError
-from compress.quantization.graph import Array, constant, integer, layers, read, result_of, source, weight_of
+from compress.quantization.graph import WEIGHTED, Array, constant, integer, layers, read, result_of, source, weight_of
 from compress.quantization.scheme import Scheme
 
 LSTM = "LSTM"
+RECURRENT = (LSTM, "GRU", "RNN")
 JOINING = ("Add", "Concat", "Mul", "AveragePool")  # operators without weights; each moves the embeddings
 OPERATORS = ("Conv", "Gemm", "MatMul", LSTM, *JOINING)
 STATISTICS = ("ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare", "GlobalAveragePool", "Sqrt", "Pow", "Softmax")
@@ -93,7 +94,12 @@ def tensors(model: onnx.ModelProto, planned: Plan, scheme: Scheme) -> list[str]:
     """Names of the activations whose ranges a plan needs."""
     graph = read(model).graph
     names: dict[str, None] = {}
+    skips = residual_inputs(graph, planned.layers) if scheme.skips else {}
     for node in graph:
+        if node in skips:
+            given = node.inputs[skips[node]]
+            assert given is not None, "an addition has two inputs"
+            names[str(source(given).name)] = None
         if node.name in planned.layers:
             assert node.inputs[0] is not None, "a layer has an input"
             found = [source(node.inputs[0])]
@@ -110,6 +116,37 @@ def tensors(model: onnx.ModelProto, planned: Plan, scheme: Scheme) -> list[str]:
 def activations(node: ir.Node) -> list[ir.Value]:
     """Inputs of a node that are no constants."""
     return [value for value in node.inputs if value is not None and value.const_value is None]
+
+
+def residual_inputs(graph: Iterable[ir.Node], layers: Collection[str]) -> dict[ir.Node, int]:
+    """Residual additions, and which of their inputs is the skip.
+
+    The other is the result of a convolution that alone it serves, for then both are one kernel, if the skip is
+    INT8 as well. Where both are, the skip is the smaller convolution, which brings the input of a block to its width.
+
+    Args:
+        graph: Its nodes.
+        layers: Names of those that are quantized.
+    """
+    found = {}
+    for node in graph:
+        if node.op_type == "Add" and len(activations(node)) == 2:
+            weights = [_weights_of_conv(value, layers) for value in node.inputs]
+            if max(weights) > 0:
+                found[node] = 0 if weights[0] < weights[1] else 1
+    return found
+
+
+def _weights_of_conv(value: ir.Value | None, layers: Collection[str]) -> int:
+    """Weights per output channel of the quantized convolution whose result serves one node alone; 0 of all else."""
+    conv = value.producer() if value is not None else None
+    if value is None or conv is None or conv.op_type != "Conv" or conv.name not in layers or len(value.uses()) > 1:
+        return 0
+    weight = conv.inputs[1]
+    dequantizer = weight.producer() if weight is not None else None
+    stored = weight if dequantizer is None else dequantizer.inputs[0]
+    assert stored is not None, "a quantized convolution has a weight"
+    return 0 if stored.shape is None else int(np.prod(stored.shape.numpy()[1:]))
 
 
 def _kind(node: ir.Node) -> str | None:
@@ -142,7 +179,28 @@ def _why_not(node: ir.Node, kind: str, scheme: Scheme, operators: Collection[str
         return "segment pooling"
     if node.op_type == "Conv" and weight.shape[1] == 1 and integer(node, "group", 1) == 1:
         return "one input channel: as fast in float, and closer"
+    return no_gain_on_tensor_cores(node, weight.shape) if scheme.tensor_cores else None
+
+
+def no_gain_on_tensor_cores(node: ir.Node, weight_shape: Sequence[int]) -> str | None:
+    """Why a layer gains nothing by INT8 where dense products alone do; None if it may gain."""
+    if node.op_type == "Conv" and weight_shape[1] == 1:
+        return "depthwise: INT8 is seldom faster there"
+    if not _leads_to_a_layer(node):
+        return "the last layer: small, and closer in float"
     return None
+
+
+def _leads_to_a_layer(node: ir.Node) -> bool:
+    """Whether a layer comes behind a node."""
+    ahead, seen = [node], {node}
+    while ahead:
+        for user in {use.node for value in ahead.pop().outputs for use in value.uses()} - seen:
+            if user.op_type in (*WEIGHTED, "ConvTranspose", *RECURRENT):
+                return True
+            ahead.append(user)
+            seen.add(user)
+    return False
 
 
 def _why_not_joined(node: ir.Node) -> str | None:

@@ -16,6 +16,9 @@ class Scheme:
         int_bias: Biases are S32 with DQ, otherwise float.
         weight_zero_points: The zeros of weights are written down, otherwise left out, which means the same.
         dynamic_lstm: The runtime has an LSTM with INT8 weights that finds the ranges of its activations itself.
+        tensor_cores: The hardware gains by INT8 in dense products alone: depthwise convolutions and the last layer stay
+            in float.
+        skips: What a residual addition adds to a convolution's result has Q/DQ, so that both are one kernel.
     """
 
     symmetric: bool
@@ -23,6 +26,8 @@ class Scheme:
     int_bias: bool
     weight_zero_points: bool
     dynamic_lstm: bool
+    tensor_cores: bool = False
+    skips: bool = False
 
 
 # ONNX Runtime takes its INT8 convolution only with a Q behind it and an S32 bias. TensorRT's parser refuses zero points
@@ -37,6 +42,12 @@ SCHEMES: dict[Target, Scheme] = {
         symmetric=False, quantized_results=(), int_bias=False, weight_zero_points=False, dynamic_lstm=False
     ),
     "tensorrt": Scheme(
-        symmetric=True, quantized_results=(), int_bias=False, weight_zero_points=True, dynamic_lstm=False
+        symmetric=True,
+        quantized_results=(),
+        int_bias=False,
+        weight_zero_points=True,
+        dynamic_lstm=False,
+        tensor_cores=True,
+        skips=True,
     ),
 }

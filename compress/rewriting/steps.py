@@ -1,6 +1,6 @@
 """Applying the rules step by step, each step compared with the graph before it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -62,12 +62,29 @@ def optimize(model: "onnx.ModelProto", runtime: Runtime, float_form: bool = Fals
 
 def rewrite(model: "onnx.ModelProto", runtime: Runtime, float_form: bool = False) -> Rewriting:
     """Do what :func:`optimize` does, and tell what was done."""
+    return apply(model, steps(runtime, float_form))
+
+
+def conv1d_as_conv2d(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Rewrite convolutions over one axis alone, and compare.
+
+    Raises:
+        ModelError: As :func:`optimize`.
+    """
+    ranks = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    if not any(node.op_type == "Conv" and ranks.get(node.input[1]) == 3 for node in model.graph.node):
+        return model
+    return apply(model, [CONV2D]).model
+
+
+def apply(model: "onnx.ModelProto", chosen: "Iterable[tuple[str, Step]]") -> Rewriting:
+    """Apply steps one after the other, and compare the result with the graph as it was given."""
     reference = outputs_of(model)
     if not reference:
         raise ModelError("optimize: ONNX Runtime runs the graph at none of the sizes that are compared.")
     applied: dict[str, int] = {}
     stages = [(model, "")]
-    for name, step in steps(runtime, float_form):
+    for name, step in chosen:
         before = stages[-1][0]
         graph, count = step(before)
         if count:
@@ -88,6 +105,7 @@ def rewrite(model: "onnx.ModelProto", runtime: Runtime, float_form: bool = False
 
 
 Step: TypeAlias = "Callable[[onnx.ModelProto], tuple[onnx.ModelProto, int]]"
+CONV2D: "tuple[str, Step]" = ("Conv1d as Conv2d", lambda model: sweep(model, conv2d_rules()))
 
 
 def steps(runtime: Runtime, float_form: bool) -> "Iterator[tuple[str, Step]]":
@@ -99,7 +117,7 @@ def steps(runtime: Runtime, float_form: bool) -> "Iterator[tuple[str, Step]]":
     yield "convolution of one frame as Gemm", lambda model: sweep(model, gemm_rules())
     yield "batch norm into weights", lambda model: sweep(model, batch_norm_rules())
     if runtime == "onnxruntime":
-        yield "Conv1d as Conv2d", lambda model: sweep(model, conv2d_rules())
+        yield CONV2D
     if float_form and runtime == "onnxruntime":
         yield "blocked layout", lambda model: sweep(model, block_rules())
     elif float_form:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from compress.lint.graph import all_nodes
 from compress.tensorrt.islands import islands
 from compress.tensorrt.opset import PORTABLE_OPSET, at_opset
-from compress.tensorrt.qdq import for_tensorrt
+from compress.tensorrt.qdq import for_tensorrt, inputs_of_layers_only
 from compress.tensorrt.typed import typed
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def forms(model: "onnx.ModelProto", features: Sequence[Array] = ()) -> Forms:
     Raises:
         ModelError: If the graph cannot be converted.
     """
-    made = portable(for_tensorrt(model))
+    made = portable(inputs_of_layers_only(for_tensorrt(model)))
     float_nodes = islands(made, features)
     return Forms(made, typed(made, float_nodes), float_nodes)
 

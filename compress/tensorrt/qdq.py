@@ -1,4 +1,8 @@
-"""Explicit quantization (Q/DQ) in ONNX graphs: rewriting it for TensorRT."""
+"""Explicit quantization (Q/DQ) in ONNX graphs: of the types and at the places that TensorRT wants.
+
+Sources: NVIDIA, "Working with Quantized Types" (zero points, recommended placement); NVIDIA/TensorRT#2383 (inputs of
+layers, not results) and #1992 (the skip of a residual addition).
+"""
 
 from typing import TYPE_CHECKING
 
@@ -9,6 +13,9 @@ from compress.errors import ModelError
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def for_tensorrt(model: "onnx.ModelProto") -> "onnx.ModelProto":
@@ -61,6 +68,91 @@ def for_tensorrt(model: "onnx.ModelProto") -> "onnx.ModelProto":
     for tensor in [tensor for tensor in graph.initializer if tensor.name in replaced]:
         graph.initializer.remove(tensor)
     return result
+
+
+def inputs_of_layers_only(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Leave Q/DQ where it makes a layer run in INT8, and take it away elsewhere.
+
+    It stays at both inputs of convolutions and matrix products, and at the skip of a residual addition behind one of
+    them. Depthwise convolutions, the last layer, recurrent layers and whatever has no weights read what was there
+    before Q. A graph without Q/DQ comes back as it is.
+    """
+    import onnx_ir as ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    from compress.quantization.graph import read
+    from compress.quantization.planning import residual_inputs
+
+    if not any(node.op_type == "DequantizeLinear" for node in model.graph.node):
+        return model
+    result = read(model)
+    graph = result.graph
+    layers = {node for node in graph if is_int8_layer(node)}
+    dequantized: dict[ir.Value, ir.Value] = {}  # value before Q -> after DQ
+    for node in list(graph):
+        for place, value in enumerate(node.inputs):
+            before = before_quantizer(value)
+            if value is None or before is None or node.op_type == "DequantizeLinear":
+                continue
+            dequantized.setdefault(before, value)
+            if node not in layers or place > 1:
+                node.replace_input_with(place, before)
+        if node.op_type in LAYERS and node not in layers:
+            to_float_weight(graph, node)
+    for node, place in residual_inputs(graph, {str(layer.name) for layer in layers}).items():
+        skip = node.inputs[place]
+        if skip in dequantized:
+            node.replace_input_with(place, dequantized[skip])
+    RemoveUnusedNodesPass()(result)
+    return ir.to_proto(result)
+
+
+def is_int8_layer(node: "ir.Node") -> bool:
+    """Whether a layer has Q/DQ at both inputs, and gains by INT8 on tensor cores."""
+    from compress.quantization.planning import no_gain_on_tensor_cores
+
+    if node.op_type not in LAYERS or node.domain not in ("", "ai.onnx") or before_quantizer(node.inputs[0]) is None:
+        return False
+    weight = node.inputs[1]
+    dequantizer = weight.producer() if weight is not None else None
+    if dequantizer is None or dequantizer.op_type != "DequantizeLinear":
+        return False
+    stored = dequantizer.inputs[0]
+    if stored is None or stored.const_value is None:
+        return before_quantizer(weight) is not None
+    return no_gain_on_tensor_cores(node, stored.const_value.numpy().shape) is None
+
+
+def before_quantizer(value: "ir.Value | None") -> "ir.Value | None":
+    """What a value was before Q and DQ; None if it does not come from such a pair, or is a constant."""
+    dequantizer = value.producer() if value is not None else None
+    if dequantizer is None or dequantizer.op_type != "DequantizeLinear" or dequantizer.inputs[0] is None:
+        return None
+    quantizer = dequantizer.inputs[0].producer()
+    if quantizer is None or quantizer.op_type != "QuantizeLinear":
+        return None
+    before = quantizer.inputs[0]
+    return before if before is not None and before.const_value is None else None
+
+
+def to_float_weight(graph: "ir.Graph", node: "ir.Node") -> None:
+    """Give a layer the numbers that its quantized weight stands for, in place."""
+    from compress.quantization.graph import add_initializer, integer
+
+    weight = node.inputs[1]
+    dequantizer = weight.producer() if weight is not None else None
+    if dequantizer is None or dequantizer.op_type != "DequantizeLinear":
+        return
+    known = [
+        value.const_value for value in dequantizer.inputs[:2] if value is not None and value.const_value is not None
+    ]
+    if len(known) < 2:
+        return
+    stored, scale = (tensor.numpy() for tensor in known)
+    axis = integer(dequantizer, "axis", 1) % max(stored.ndim, 1)
+    along = [-1 if i == axis and scale.ndim else 1 for i in range(stored.ndim)]
+    made = add_initializer(graph, f"{node.name}_float_weight", stored.astype(np.float32) * scale.reshape(along))
+    node.replace_input_with(1, made)
 
 
 def constants_to_initializers(graph: "onnx.GraphProto", names: set[str]) -> None:

@@ -368,6 +368,17 @@ def convolution_over_one_axis(model: onnx.ModelProto) -> None:
     add(model, "Conv", ["in_dq", "float"], ["unused"])
 
 
+@planted("parted-weight", "conv")
+def operator_between_weight_and_layer(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Identity", ["w"], ["planted_weight"], "planted"))
+    node(model, "conv").input[1] = "planted_weight"
+
+
+@planted("fp32-only", "small", (11, 0))
+def nothing_is_fp16(model: onnx.ModelProto) -> None:
+    pass
+
+
 @planted("quantized-recurrent", "planted")
 def lstm_is_quantized(model: onnx.ModelProto) -> None:
     add(model, "LSTM", ["in_dq", "in_scale", "in_scale"], ["unused"], hidden_size=4)
@@ -422,7 +433,7 @@ def test_an_input_without_a_name_is_found() -> None:
     assert [(finding.rule, finding.node) for finding in lint(model)] == [("input", "input 0")]
 
 
-@pytest.mark.parametrize("version", [(8, 5), OLD, (10, 0), (11, 4)])
+@pytest.mark.parametrize("version", [(8, 5), OLD, (10, 0), (10, 15)])
 def test_a_graph_as_it_should_be_is_clean(version: Version) -> None:
     model = quantized_graph()
     onnx.checker.check_model(model, full_check=True)

@@ -118,6 +118,18 @@ def test_other_targets_stay_near(tiny_onnx: Artifact, tiny_context: Context, noi
     assert mean_cosine(tiny_onnx, made, noise(6, 16, seed=3)) >= 0.995
 
 
+def test_convolutions_over_one_axis_become_conv2d_for_tensorrt(tiny_onnx: Artifact, graph_of, noise) -> None:
+    text = "a = Conv <pads = [1, 1]> (x, w)\n b = Conv (a, v)\n axis = Constant <value_ints = [2]> ()\n"
+    text += "p = ReduceMean <keepdims = 0> (b, axis)\n y = MatMul (p, m)"
+    model = graph_of(text, {"w": (8, 8, 3), "v": (8, 8, 1), "m": (8, 4)}, rank=2)
+    plain = replace(tiny_onnx, files={"model.onnx": model.SerializeToString()})
+    context = Context(calibration=[lambda features=features: features for features in noise(8, 8)])
+    made = onnx.load_from_string(PTQ(8, target="tensorrt").run(plain, context).onnx)
+    stored = [len(tensor.dims) for tensor in made.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
+    assert 3 not in stored
+    assert stored.count(4) == 2
+
+
 def fading(seed: int, duration_s: float) -> np.ndarray:
     """Noise that dies away, (samples,) at 16 kHz: features that differ from frame to frame."""
     samples = int(duration_s * 16000)

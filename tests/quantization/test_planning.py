@@ -5,8 +5,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from compress.calibration import collect_ranges
 from compress.errors import SettingError
-from compress.quantization import OPERATORS, SCHEMES, plan, tensors
+from compress.quantization import OPERATORS, SCHEMES, plan, quantize, tensors
+from compress.quantization.graph import read
+from compress.quantization.planning import residual_inputs
 
 ORT = SCHEMES["onnxruntime"]
 
@@ -85,3 +88,54 @@ def test_nodes_without_names_are_told_apart(random_graph) -> None:
     for node in model.graph.node:
         node.name = ""
     assert len(set(plan(model, ORT, OPERATORS).layers)) == count
+
+
+RESIDUAL = """
+    a = Conv <pads = [1, 1]> (x, w_first)
+    b = Relu (a)
+    c = Conv <pads = [1, 1]> (b, w_second)
+    d = Conv (b, w_short)
+    sum = Add (c, {skip})
+    e = Relu (sum)
+    f = Conv <pads = [1, 1], group = 8> (e, w_depthwise)
+    g = Conv (f, w_last_but_one)
+    y = Conv (g, w_last)
+"""
+SHAPES = {
+    **dict.fromkeys(("w_first", "w_second"), (8, 8, 3)),
+    **dict.fromkeys(("w_short", "w_last_but_one", "w_last"), (8, 8, 1)),
+    "w_depthwise": (8, 1, 3),
+}
+
+
+@pytest.mark.parametrize("target", SCHEMES)
+@pytest.mark.parametrize(("skip", "maker"), [("b", "Relu"), ("d", "Conv")])
+def test_the_skip_of_a_residual_addition_is_quantized_for_tensorrt(graph_of, speechlike, target, skip, maker) -> None:
+    model, scheme = graph_of(RESIDUAL.format(skip=skip), SHAPES), SCHEMES[target]
+    planned = plan(model, scheme, ("Conv",))
+    ranges = collect_ranges(model, tensors(model, planned, scheme), speechlike, symmetric=scheme.symmetric).ranges
+    made = quantize(model, planned, ranges, scheme)
+    makers = {output: node for node in made.graph.node for output in node.output}
+    addition = next(node for node in made.graph.node if node.op_type == "Add")
+    kinds = [makers[name].op_type for name in addition.input]
+    if target == "tensorrt":
+        assert kinds == ["Conv", "DequantizeLinear"]
+        assert makers[makers[makers[addition.input[1]].input[0]].input[0]].op_type == maker
+    elif target == "openvino" and maker == "Conv":
+        assert kinds == ["Conv", "Conv"]
+
+
+def test_a_result_that_others_read_too_is_no_residual_branch(graph_of) -> None:
+    model = graph_of(RESIDUAL.format(skip="b").replace("(e, w_dep", "(c, w_dep"), SHAPES)
+    layers = plan(model, SCHEMES["tensorrt"], ("Conv",)).layers
+    assert residual_inputs(read(model).graph, layers) == {}
+
+
+def test_depthwise_and_last_layers_stay_in_float_for_tensorrt(graph_of) -> None:
+    model = graph_of(RESIDUAL.format(skip="d"), SHAPES)
+    weights = {node.output[0]: node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    assert {weights[name]: why for name, why in reasons(model, ("Conv",), target="tensorrt").items()} == {
+        "w_depthwise": "depthwise: INT8 is seldom faster there",
+        "w_last": "the last layer: small, and closer in float",
+    }
+    assert reasons(model, ("Conv",)) == {}

@@ -2,8 +2,9 @@
 
 import pytest
 
+from compress.rewriting import conv1d_as_conv2d
 from compress.rewriting.conv2d import conv2d_rules
-from compress.rewriting.steps import sweep
+from compress.rewriting.steps import outputs_of, relative_error, sweep
 
 CHAIN = (
     "c = Conv <pads = [2, 2], dilations = [2]> (x, w, b)\n r = Relu (c)\n"
@@ -58,3 +59,13 @@ def test_a_squeeze_of_a_last_axis_is_not_taken_for_the_row(graph_of, swept) -> N
         "s = Squeeze (p, axis)\n a = Sigmoid (s)\n y = Add (a, t)"
     )
     swept(graph_of(text, {"w": (8, 8, 1), "t": (1, 8)}, rank=2), conv2d_rules())
+
+
+def test_it_alone_leaves_the_rest_and_a_graph_without_conv1d_as_it_is(graph_of) -> None:
+    model = graph_of(CHAIN, SHAPES)
+    made = conv1d_as_conv2d(model)
+    ranks = {tensor.name: len(tensor.dims) for tensor in made.graph.initializer}
+    assert [ranks[node.input[1]] for node in made.graph.node if node.op_type == "Conv"] == [4, 4, 4]
+    assert [node.op_type for node in made.graph.node].count("BatchNormalization") == 1
+    assert relative_error(outputs_of(made), outputs_of(model)) <= 1e-5
+    assert conv1d_as_conv2d(made) is made
