@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from compress.lint.graph import all_nodes
 from compress.tensorrt.islands import islands
 from compress.tensorrt.opset import PORTABLE_OPSET, at_opset
-from compress.tensorrt.qdq import for_tensorrt, inputs_of_layers_only
+from compress.tensorrt.qdq import constants_to_initializers, for_tensorrt, inputs_of_layers_only
 from compress.tensorrt.typed import typed
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def forms(model: "onnx.ModelProto", features: Sequence[Array] = ()) -> Forms:
 def portable(model: "onnx.ModelProto") -> "onnx.ModelProto":
     """Bring a graph to opset 17, whatever it had, and name its nodes."""
     result = at_opset(model, PORTABLE_OPSET)
+    constants_to_initializers(result.graph, {name for node in result.graph.node for name in node.input})
     drop_unread(result.graph)
     name_nodes(result.graph)
     return result

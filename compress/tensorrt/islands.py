@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import ModelError
-from compress.lint.graph import Graph, graphs_in
+from compress.lint.graph import QUANTIZERS, Graph, graphs_in
 from compress.lint.quantization import LEAST_FP16_SCALE
 from compress.lint.tensors import LARGEST_FP16
 from compress.onnx_file import open_session
@@ -146,7 +146,7 @@ def lengths(graph: Graph) -> Iterator[tuple[str, str]]:
     for node in graph.nodes:
         if node.op_type in (*SIZES, "Constant") or all(name in of_sizes for name in node.input if name):
             of_sizes.update(node.output)
-            if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            if node.op_type not in (*QUANTIZERS, "Constant"):
                 yield node.name, LENGTH
         elif node.op_type in ("Resize", "Upsample"):
             yield node.name, RESIZE
