@@ -198,7 +198,7 @@ def without_quantization(model: "onnx.ModelProto") -> "onnx.ModelProto":
     for node in kept:
         for i, name in enumerate(node.input):
             node.input[i] = becomes.get(name, name)
-    del graph.node[:]
+    del graph.node[:], graph.value_info[:]  # shapes of tensors that are gone are among these
     graph.node.extend(kept)
     read = {name for node in kept for name in node.input} | {value.name for value in graph.output}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:

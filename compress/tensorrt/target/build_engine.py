@@ -36,7 +36,11 @@ def parser(bundle: Mapping[str, Any]) -> argparse.ArgumentParser:
     """Options; their defaults are the bundle's settings."""
     settings = bundle["settings"]
     made = argparse.ArgumentParser(
-        prog="build_engine.py", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="build_engine.py",
+        usage="python build_engine.py [options]",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
     def add(name: str, kind: Callable[[str], Any], default: Any, text: str) -> None:
@@ -174,13 +178,26 @@ class Builder:
         self.say(f"{told['gpu']}, driver {told['driver']}, TensorRT {told['tensorrt']}")
         wanted = self.candidates()
         with plan.lock(self.plan, lambda: self.say("another process builds this plan; waiting for it")):
-            fitting = [entry for entry in wanted if plan.why_build(self.plan, entry["key"]) is None]
-            if fitting and (self.folder / ROW).is_file() and not self.options.force:
-                self.say(f"{self.plan.name} fits ({fitting[0]['precision']}); nothing to do. --force builds it anyway")
+            why = self.why_build(wanted)
+            if why is None:
+                self.say(f"{self.plan.name} fits; nothing to do. --force builds it anyway")
                 return 0
-            why = "--force" if self.options.force else plan.why_build(self.plan, wanted[0]["key"])
-            self.say(f"building {' and '.join(entry['precision'] for entry in wanted)}: {why or 'it was not measured'}")
+            self.say(f"building {' and '.join(entry['precision'] for entry in wanted)}: {why}")
             return self.build(wanted)
+
+    def why_build(self, wanted: Sequence[Mapping[str, Any]]) -> str | None:
+        """Why something has to be done, or None where the plan that is there is what would come out."""
+        if self.options.force:
+            return "--force"
+        reasons = [plan.why_build(self.plan, entry["key"]) for entry in wanted]
+        if None not in reasons:
+            return reasons[0]
+        if not (self.folder / ROW).is_file():
+            return "it was not finished"
+        before = plan.read_sidecar(self.plan).get("wanted")
+        if self.options.precision == "best" and before != "best":
+            return f"the one that is there was built with --precision {before}, the other was not tried"
+        return None
 
     def candidates(self) -> list[dict[str, Any]]:
         """The graphs to build, by precision, each with the key of its plan.
@@ -293,7 +310,7 @@ class Builder:
         work = self.work_plan(chosen)
         data, record = plan.read_plan(work)
         about = {name: value for name, value in record.items() if name not in ("schema", "written_by", "sha256", "key")}
-        plan.write_plan(self.plan, data, record["key"], about)
+        plan.write_plan(self.plan, data, record["key"], {**about, "wanted": self.options.precision})
         plan.write_file(self.folder / "model.layers.json", self.layers(chosen).read_bytes())
 
     def figures(self) -> dict[str, Any]:
