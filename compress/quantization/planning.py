@@ -140,13 +140,22 @@ def residual_inputs(graph: Iterable[ir.Node], layers: Collection[str]) -> dict[i
 def _weights_of_conv(value: ir.Value | None, layers: Collection[str]) -> int:
     """Weights per output channel of the quantized convolution whose result serves one node alone; 0 of all else."""
     conv = value.producer() if value is not None else None
-    if value is None or conv is None or conv.op_type != "Conv" or conv.name not in layers or len(value.uses()) > 1:
+    if value is None or conv is None or conv.op_type != "Conv" or conv.name not in layers:
+        return 0
+    if value.is_graph_output() or sum(is_read(use.node) for use in value.uses()) > 1:
         return 0
     weight = conv.inputs[1]
     dequantizer = weight.producer() if weight is not None else None
     stored = weight if dequantizer is None else dequantizer.inputs[0]
     assert stored is not None, "a quantized convolution has a weight"
     return 0 if stored.shape is None else int(np.prod(stored.shape.numpy()[1:]))
+
+
+def is_read(node: ir.Node) -> bool:
+    """Whether what a node gives is used, and not by Q/DQ alone that leads nowhere."""
+    if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+        return True
+    return any(value.is_graph_output() or any(is_read(use.node) for use in value.uses()) for value in node.outputs)
 
 
 def _kind(node: ir.Node) -> str | None:

@@ -10,7 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.artifact import Artifact
 from compress.errors import ModelError
 from compress.onnx_file import open_session
-from compress.tensorrt.qdq import for_tensorrt, largest_magnitude
+from compress.passes import PTQ
+from compress.tensorrt.forms import forms
+from compress.tensorrt.qdq import for_tensorrt, inputs_of_layers_only, largest_magnitude
 
 QUANTIZED = ["tiny_int8", "campplus_int8"]
 
@@ -196,3 +198,112 @@ def test_scales_made_by_constant_nodes_are_rewritten_too() -> None:
         ).max()
         < 0.3
     )
+
+
+BLOCK = """
+    z = Constant <value = uint8 {128}> ()
+    s = Constant <value = float {0.03}> ()
+    xq = QuantizeLinear (x, s, z)
+    xd = DequantizeLinear (xq, s, z)
+    w1 = DequantizeLinear <axis = 0> (stored1, steps1, zeros)
+    a = Conv <pads = [1, 1]> (xd, w1)
+    b = Relu (a)
+    bq = QuantizeLinear (b, s, z)
+    bd = DequantizeLinear (bq, s, z)
+    w2 = DequantizeLinear <axis = 0> (stored2, steps2, zeros)
+    c = Conv <pads = [1, 1]> (bd, w2)
+    cq = QuantizeLinear (c, s, z)
+    cd = DequantizeLinear (cq, s, z)
+    sum = Add (cd, bd)
+    gate = Sigmoid (sum)
+    gq = QuantizeLinear (gate, s, z)
+    gd = DequantizeLinear (gq, s, z)
+    w3 = DequantizeLinear <axis = 0> (depthwise, steps3, zeros)
+    d = Conv <group = 8> (gd, w3)
+    dq = QuantizeLinear (d, s, z)
+    dd = DequantizeLinear (dq, s, z)
+    w4 = DequantizeLinear <axis = 0> (last, steps4, zeros)
+    y = Conv (dd, w4)
+"""
+
+
+@pytest.fixture(scope="module")
+def graph_of_text(request):
+    """The fixture ``graph_of``, whose name a function has here."""
+    return request.getfixturevalue("graph_of")
+
+
+@pytest.fixture(scope="module")
+def block(graph_of_text) -> onnx.ModelProto:
+    """A residual block as tools for x86 quantize it: Q/DQ on results, on both inputs of the addition, everywhere."""
+    rng = np.random.default_rng(0)
+    stored = {"stored1": (8, 8, 3), "stored2": (8, 8, 3), "depthwise": (8, 1, 1), "last": (8, 8, 1)}
+    constants = {name: rng.integers(-127, 128, shape).astype(np.int8) for name, shape in stored.items()}
+    constants |= {f"steps{i}": rng.uniform(0.001, 0.004, 8).astype(np.float32) for i in (1, 2, 3, 4)}
+    constants["zeros"] = np.zeros(8, np.int8)
+    model = graph_of_text(BLOCK, dict.fromkeys(constants, (1,)))
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(constants[tensor.name], tensor.name))
+    return model
+
+
+def test_quantizers_stay_at_inputs_of_layers_and_at_the_skip_alone(block, run, batches) -> None:
+    model = inputs_of_layers_only(for_tensorrt(block))
+    onnx.checker.check_model(model, full_check=True)
+    makers = makers_of(model)
+
+    def before(name: str) -> str:
+        node = makers[name]
+        while node.op_type in ("DequantizeLinear", "QuantizeLinear"):
+            node = makers[node.input[0]]
+        return node.output[0]
+
+    users = {
+        (node.output[0], before(name))
+        for node in model.graph.node
+        for name in node.input
+        if name in makers and makers[name].op_type == "DequantizeLinear" and makers[name].input[0] in makers
+    }
+    assert users == {("a", "x"), ("c", "b"), ("sum", "b")}
+    assert makers["sum"].input[0] == "c"
+    assert len(nodes_of(model, "QuantizeLinear")) == 2
+    assert len(nodes_of(model, "DequantizeLinear")) == 4, "and those of two weights"
+    tensors = tensors_of(model)
+    for layer in ("d", "y"):
+        assert tensors[makers[layer].input[1]].data_type == TensorProto.FLOAT
+    for found, expected in zip(run(model, batches), run(block, batches), strict=True):
+        assert found.ravel() @ expected.ravel() / np.linalg.norm(found) / np.linalg.norm(expected) >= 0.98, (
+            "less is rounded"
+        )
+
+
+def test_weights_of_layers_left_in_float_are_the_numbers_that_were_stored(block) -> None:
+    model = inputs_of_layers_only(block)
+    tensors, given = tensors_of(model), {name: numpy_helper.to_array(t) for name, t in tensors_of(block).items()}
+    weight = numpy_helper.to_array(tensors[makers_of(model)["y"].input[1]])
+    assert np.array_equal(weight, given["last"] * given["steps4"].reshape(8, 1, 1))
+
+
+def test_a_second_placement_changes_nothing(block) -> None:
+    once = inputs_of_layers_only(for_tensorrt(block))
+    twice = inputs_of_layers_only(once)
+    assert str(twice).splitlines() == str(once).splitlines()
+
+
+def test_placement_of_a_float_graph_changes_nothing(tiny_onnx: Artifact) -> None:
+    model = graph_of(tiny_onnx)
+    assert inputs_of_layers_only(model) is model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+def test_both_forms_of_the_trained_network_stay_near(
+    campplus_onnx, campplus_int8, speech_context, speech_features, least_cosine, target: str
+) -> None:
+    made = campplus_int8
+    if target == "tensorrt":
+        made = PTQ(utterances=12, target="tensorrt").run(campplus_onnx, speech_context)
+    inputs = [features[None] for features in speech_features[12:]]
+    both = forms(graph_of(made), inputs[:4])
+    for model in (both.portable, both.typed):
+        assert least_cosine(graph_of(campplus_onnx), model, inputs) >= 0.999
