@@ -182,6 +182,7 @@ RECIPES: dict[str, tuple[str, Recipe]] = {  # name: what it starts from, and how
     "openvino-int8-300": ("ptq-openvino", OpenVINO(frames=TABLE_FRAMES).run),
     "openvino-int8-bf16": ("ptq-openvino", OpenVINO(precision="bf16", frames=TABLE_FRAMES).run),
     "openvino-int8-298": ("ptq-openvino", OpenVINO(frames=CHAIN_FRAMES).run),
+    "openvino-int8-bf16-298": ("ptq-openvino", OpenVINO(precision="bf16", frames=CHAIN_FRAMES).run),
     "nncf": ("plain", nncf()),
     "nncf-300": ("plain", nncf(TABLE_FRAMES)),
     "blstm": ("tdnn_blstm", Onnx(optimize=False).run),
@@ -205,7 +206,7 @@ for _name, _settings in PRUNED.items():
         f"{_name}-ort-int8": (f"{_name}-ort", PTQ().run),
         f"{_name}-for-openvino": (f"{_name}-own", Optimize(runtime="openvino").run),
         f"{_name}-ptq-openvino": (f"{_name}-for-openvino", PTQ(target="openvino").run),
-        f"{_name}-openvino-int8": (f"{_name}-ptq-openvino", OpenVINO(frames=TABLE_FRAMES).run),
+        f"{_name}-openvino-int8": (f"{_name}-ptq-openvino", OpenVINO(precision="bf16", frames=TABLE_FRAMES).run),
     }
 
 

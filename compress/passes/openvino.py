@@ -8,22 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, final, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compress import openvino_file
 from compress.artifact import Artifact, Format
 from compress.errors import ModelError, SettingError
 from compress.front_end_graph import join_front_end, split_front_end
 from compress.machine import has_bf16
-from compress.openvino_file import FRAMES, GRAPH, INFO, PRECISION, WEIGHTS
+from compress.openvino_file import FRAMES, GRAPH, PRECISION, WEIGHTS
 from compress.passes.base import Array, Context, Pass, spread
 from compress.passes.onnx_export import PARITY_SHAPES, TOLERANCE
+from compress.passes.openvino_ir import convert
 from compress.rewriting import rewrite
 from compress.runners import OnnxRuntimeRunner
 from compress.vectors import cosine
 
 if TYPE_CHECKING:
-    import onnx
     import openvino
 
 Precision = Literal["fp32", "bf16"]
@@ -130,91 +129,6 @@ def rewritten_for_openvino(artifact: Artifact) -> tuple[bytes, list[str]]:
     model = done.model if front is None else join_front_end(front, done.model)
     applied = "; ".join(f"{name} ({count})" for name, count in done.applied.items())
     return model.SerializeToString(), [f"rewritten before: {applied}"] if applied else []
-
-
-def convert(data: bytes, told: Mapping[str, str], half: bool) -> tuple[bytes, bytes]:
-    """Convert a serialized ONNX graph; the result depends on nothing else.
-
-    Args:
-        data: With its metadata, which the IR takes over.
-        told: Notes for the runner, put beside the metadata.
-        half: Store weights as FP16, which is finer than the BF16 they are computed in.
-
-    Returns:
-        Graph and weights of the IR.
-
-    Raises:
-        ModelError: If OpenVINO has no equivalent for an operator.
-    """
-    import onnx
-    import openvino
-
-    model = onnx.load_from_string(data)
-    metadata = {entry.key: entry.value for entry in model.metadata_props} | dict(told)
-    metadata.pop("threshold", None)  # it was fitted on the ONNX graph's scores
-    biases_as_additions(model)
-    network = openvino_file.read_network(model.SerializeToString(), b"")
-    for key, value in sorted(metadata.items()):
-        network.set_rt_info(value, [INFO, key])
-    number_names(network)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / GRAPH
-        openvino.save_model(network, path, compress_to_fp16=half)
-        return path.read_bytes(), path.with_name(WEIGHTS).read_bytes()
-
-
-def biases_as_additions(model: "onnx.ModelProto") -> None:
-    """Make the bias of every convolution an addition after it, in place.
-
-    OpenVINO reads a bias as a small graph that shapes it at run time. That doubles the network, and in quantized
-    networks with a dynamic number of frames OpenVINO 2026.4.1 then computes wrongly (cosine 0.4 on CAM++).
-    """
-    import onnx
-    from onnx import numpy_helper
-
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    made_by = {name: node for node in model.graph.node for name in node.output}
-
-    def value(name: str) -> NDArray[np.float32] | None:
-        """A float constant, or a quantized one in float."""
-        if name in tensors:
-            return numpy_helper.to_array(tensors[name])
-        maker = made_by.get(name)
-        if maker is None or maker.op_type != "DequantizeLinear" or not tensors.keys() >= set(maker.input):
-            return None
-        numbers, scale, *zero = (numpy_helper.to_array(tensors[part]).astype(np.float32) for part in maker.input)
-        return (numbers - (zero[0] if zero else 0)) * scale if scale.size in (1, numbers.size) else None
-
-    def rank(name: str) -> int | None:
-        """Of a weight, which may be quantized."""
-        maker = made_by.get(name)
-        source = maker.input[0] if maker is not None and maker.op_type == "DequantizeLinear" else name
-        return len(tensors[source].dims) if source in tensors else None
-
-    nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        nodes.append(node)
-        if node.op_type != "Conv" or len(node.input) < 3 or not node.input[2]:
-            continue
-        bias, axes = value(node.input[2]), rank(node.input[1])
-        if bias is None or axes is None:
-            continue
-        result, name = node.output[0], f"{node.output[0]}_bias"
-        model.graph.initializer.append(numpy_helper.from_array(bias.reshape(-1, *[1] * (axes - 2)), name))
-        del node.input[2]
-        node.output[0] = f"{result}_without_bias"
-        nodes.append(onnx.helper.make_node("Add", [node.output[0], name], [result], f"{node.name}_bias"))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-
-
-def number_names(network: "openvino.Model") -> None:
-    """Name anew what OpenVINO named by a counter of the process, so that the same graph gives the same file."""
-    for number, operator in enumerate(network.get_ordered_ops()):
-        kind = operator.get_type_name()
-        name = operator.get_friendly_name()
-        if name.startswith(f"{kind}_") and name.removeprefix(f"{kind}_").isdecimal():
-            operator.set_friendly_name(f"{kind}_{number}")
 
 
 def load_twice(graph: bytes, weights: bytes, threads: int) -> "tuple[openvino.CompiledModel, float, float]":

@@ -11,10 +11,9 @@ from onnx import helper, numpy_helper
 from compress import openvino_file
 from compress.artifact import Artifact, Format, FrontEnd
 from compress.errors import MachineError, ModelError, SettingError
-from compress.onnx_file import open_session
 from compress.passes import PTQ, Context, OpenVINO
 from compress.passes import openvino as module
-from compress.passes.openvino import about_precision, biases_as_additions, convert
+from compress.passes.openvino import about_precision
 from compress.runners import OnnxRuntimeRunner, OpenVinoRunner
 from compress.vectors import cosine
 
@@ -216,20 +215,3 @@ def test_front_end_in_the_graph_is_converted_with_it(tiny_waveform: Artifact, ti
         assert made.front_end.in_graph
         expected = OnnxRuntimeRunner(source, 1).embed(waveform, 16000)
         assert cosine(OpenVinoRunner(made, 1).embed(waveform, 16000), expected) >= least
-
-
-def test_biases_become_additions_and_nothing_else_changes(tiny_int8: Artifact) -> None:
-    model = onnx.load_from_string(tiny_int8.onnx)
-    biases_as_additions(model)
-    onnx.checker.check_model(model)
-    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
-    assert convolutions
-    assert all(len(node.input) == 2 for node in convolutions)
-    features = np.random.default_rng(0).standard_normal((2, 50, 16)).astype(np.float32)
-    sessions = [open_session(data, 1) for data in (tiny_int8.onnx, model.SerializeToString())]
-    before, after = (session.run(None, {"feats": features})[0] for session in sessions)
-    assert np.abs(before - after).max() <= 0.05 * np.abs(before).max()  # INT8 rounds elsewhere
-
-
-def test_files_depend_on_the_graph_alone(tiny_int8: Artifact) -> None:
-    assert convert(tiny_int8.onnx, {}, half=False) == convert(tiny_int8.onnx, {}, half=False)
