@@ -7,18 +7,23 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from compress.artifact import Artifact
+from compress.calibration import collect_ranges
 from compress.errors import InputError
 from compress.lint import DEFAULT_VERSION, Shapes, errors, lint, read_version
 from compress.models import ARCHITECTURES
 from compress.onnx_file import open_session
-from compress.passes import PTQ, TRT, Context, Onnx
+from compress.passes import PTQ, TRT, Context
 from compress.passes.onnx_export import export
+from compress.quantization import SCHEMES, plan, quantize, tensors
+from compress.rewriting import conv1d_as_conv2d
+from compress.tensorrt.forms import forms
 
 Version = tuple[int, int]
 PAGE = Path(__file__).parents[2] / "docs" / "commands" / "lint.md"
@@ -483,8 +488,9 @@ def test_severities_are_those_of_the_page() -> None:
 def test_graphs_of_this_package_are_clean(tiny_onnx: Artifact, tiny_int8: Artifact, tiny_context: Context) -> None:
     symmetric = PTQ(utterances=20, target="tensorrt").run(tiny_onnx, tiny_context)
     profile = TRT().profile("feats", 16)
-    for artifact in (tiny_onnx, symmetric, TRT().run(tiny_int8, Context())):
-        assert lint(onnx.load_from_string(artifact.files["model.onnx"]), profile) == []
+    for artifact in (tiny_onnx, symmetric):
+        assert lint(onnx.load_from_string(artifact.onnx), profile) == []
+    assert lint(forms(onnx.load_from_string(tiny_int8.onnx)).portable, profile) == []
 
 
 def test_what_ptq_makes_for_onnx_runtime_is_not_for_tensorrt(tiny_int8: Artifact) -> None:
@@ -507,26 +513,42 @@ def test_every_registered_network_is_tried() -> None:
     assert set(NETWORKS) == set(ARCHITECTURES)
 
 
+def quantized(model: onnx.ModelProto, utterances: list[np.ndarray]) -> onnx.ModelProto:
+    """Q/DQ for TensorRT, as the pass ptq places it."""
+    scheme = SCHEMES["tensorrt"]
+    planned = plan(model, scheme, ("Conv", "Gemm", "MatMul"))
+    ranges = collect_ranges(model, tensors(model, planned, scheme), utterances, symmetric=True).ranges
+    return quantize(model, planned, ranges, scheme)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_registered_network_is_clean(name: str, noise: Callable[[int, int], list[np.ndarray]]) -> None:
+def test_both_forms_of_every_registered_network_are_clean(name: str, noise: Callable[..., list[np.ndarray]]) -> None:
     torch.manual_seed(0)
     module = ARCHITECTURES[name].build(**NETWORKS[name])
-    if name == "fsmn_vad":
-        assert lint(export(module.eval(), 400, 18), TRT().profile("feats", 400)) == []
-        return
+    num_mel_bins = 400 if name == "fsmn_vad" else 80
     for norm in module.modules():  # as they are made, they change nothing, and activations vanish or grow beyond bounds
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
             norm.momentum = 1.0
             if norm.affine:
                 nn.init.uniform_(norm.weight, 0.5, 1.5)
                 nn.init.normal_(norm.bias, 0, 0.3)
-    module.train()(torch.randn(4, 120, 80))
-    plain = Onnx().run(Artifact.from_module(module.eval(), arch=name, arguments=NETWORKS[name]), Context())
-    context = Context(calibration=[lambda features=features: features for features in noise(20, 80)])
-    quantized = PTQ(utterances=20, target="tensorrt").run(plain, context)
-    for artifact in (plain, quantized, TRT().run(quantized, Context())):
-        assert lint(onnx.load_from_string(artifact.files["model.onnx"]), TRT().profile("feats", 80)) == []
+    module.train()(torch.randn(4, 120, num_mel_bins))
+    plain = conv1d_as_conv2d(export(module.eval(), num_mel_bins, 18))
+    utterances, profile = noise(8, num_mel_bins), TRT().profile("feats", num_mel_bins)
+    assert lint(plain, profile) == []
+    for model in (plain, quantized(plain, utterances)):
+        made = forms(model, [utterance[None] for utterance in utterances[:2]])
+        for version in ((8, 5), OLD, (10, 0)):
+            assert lint(made.portable, profile, version) == []
+        for version in ((10, 12), (11, 0), (11, 4)):
+            assert lint(made.typed, profile, version) == []
+        for graph in (made.portable, made.typed):
+            onnx.checker.check_model(graph, full_check=True)
+            options = onnxruntime.SessionOptions()
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            session = onnxruntime.InferenceSession(graph.SerializeToString(), options)
+            assert np.isfinite(session.run(None, {"feats": utterances[0][None]})[0]).all()
 
 
 @pytest.mark.parametrize(
