@@ -70,8 +70,8 @@ def bundle(request: Mapping[str, Any]) -> Answer:
     done = subprocess.run([sys.executable, str(folder / "build_engine.py"), *options], check=False)
     if done.returncode:
         log = Path(request["log"])
-        said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("error: ")]
-        raise StepError(said[-1][len("error: ") :] if said else f"status {done.returncode}; see {log.name}")
+        _, told, said = log.read_text(errors="replace").rpartition("error: ")
+        raise StepError(said.strip() if told else f"status {done.returncode}; see {log.name}")
     found = json.loads((folder / "build.json").read_text())
     for name in ("build.json", "row.json", "model.layers.json", "build.log"):
         if (folder / name).exists():
@@ -279,7 +279,7 @@ class Run:
         found["seconds"] = round(time.monotonic() - start, 1)
         self.results["steps"][title] = found
         self.save()
-        what = found["error"].splitlines()[0] if "error" in found else "done"
+        what = shortened(found["error"], 160) if "error" in found else "done"
         print(f"[{self.options.minutes * 60 - (self.deadline - time.monotonic()):6.0f} s] {title}: {what}", flush=True)
         return found.get("answer")
 
@@ -361,8 +361,19 @@ def answer_of(results: Mapping[str, Any], title: str) -> Answer | None:
 
 
 def problem_of(results: Mapping[str, Any], title: str) -> str:
+    """Why a step gave nothing, in a line."""
+    return shortened(error_of(results, title), 110)
+
+
+def error_of(results: Mapping[str, Any], title: str) -> str:
     """Why a step gave nothing."""
-    return str(results["steps"].get(title, {}).get("error", "not tried")).splitlines()[0]
+    return str(results["steps"].get(title, {}).get("error", "not tried"))
+
+
+def shortened(text: str, length: int) -> str:
+    """A text in one line: its beginning and its end, which of a traceback says most."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length // 2 - 5]} ... {line[-length // 2 :]}"
 
 
 def ways(measured: Mapping[str, Any]) -> dict[tuple[str, bool], Mapping[str, Any]]:
@@ -440,7 +451,7 @@ def of_builds(found: Mapping[str, Any]) -> str:
         return str(found["not_asked"])
     good = [build for build in found["builds"] if "error" not in build]
     if not good:
-        return "refused: " + found["builds"][0]["error"].replace("\n", " ")[:160]
+        return "refused: " + shortened(found["builds"][0]["error"], 200)
     first = good[0]
     lowest = min(entry["cosine"] for build in good for entry in build["agreement"])
     broken = sum(entry["not_finite"] for entry in first["agreement"])
@@ -466,20 +477,20 @@ def table(results: Mapping[str, Any], kit: Mapping[str, Any]) -> str:
     lines = [
         f"{about['gpu']}, driver {about['driver']}, TensorRT {about['tensorrt']}, {results['started']}"
         if here
-        else f"No engine was built: {problem_of(results, 'identify').split('. ')[0]}.",
+        else f"No engine was built: {error_of(results, 'identify').split('. ')[0]}.",
         "",
         f"{'CAM++, 3.0 s, batch 1':<32}{'p50 ms':>9}{'p99 ms':>9}{'QPS':>9}{'best/s':>9}",
     ]
     for name, latency, most in classic(results):
         if isinstance(latency, str):
-            lines.append(f"{name:<32}  not measured: {latency[:80]}")
+            lines.append(f"{name:<32}  not measured: {latency}")
             continue
         best = f"{most:>9.0f}" if most is not None else f"{'-':>9}"
         lines.append(f"{name:<32}{latency['p50']:>9.3f}{latency['p99']:>9.3f}{1e3 / latency['mean']:>9.0f}{best}")
     lines += ["", "checks"]
     for name, good, told in checks(results):
         word = {True: "holds", False: "FAILS", None: "open"}[good]
-        lines.append(f"{word:<6} {name:<42} {told[:90]}")
+        lines.append(f"{word:<6} {name:<42} {told}")
     lines += ["", "questions"]
     for number, text in enumerate(kit["questions"], start=1):
         lines.append(f"{number:>2}. {text}")

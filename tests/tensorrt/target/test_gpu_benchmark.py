@@ -225,7 +225,8 @@ def test_the_table_has_figures_checks_and_answers(script: ModuleType) -> None:
 
 def test_what_a_build_was_refused_for_is_told(script: ModuleType) -> None:
     refused = {"asked_for_int8": 2, "of": 3, "builds": [{"error": "TensorRT does not take x.onnx:\n  node: no"}]}
-    assert script.of_builds(refused) == "refused: TensorRT does not take x.onnx:   node: no"
+    assert script.of_builds(refused) == "refused: TensorRT does not take x.onnx: node: no"
+    assert script.shortened("begin " + "x" * 500 + " end", 60).endswith(" end")
 
 
 def test_what_flags_would_do_is_not_asked_of_versions_without(script: ModuleType) -> None:
