@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -327,6 +327,7 @@ class Artifact:
     def write(self, folder: Path) -> None:
         """Write the artifact's files into an existing folder, ``artifact.json`` last."""
         for name, data in self.payload.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(data)
         if self.golden:
             np.savez(folder / "golden.npz", **self.golden)  # type: ignore[arg-type]
@@ -354,8 +355,9 @@ class Artifact:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the deployable files."""
-        return sum(len(data) for data in self.payload.values())
+        """Bytes of the deployable files; of a built engine those of its plan alone."""
+        engine = self.files.get(FILE_NAMES[Format.TENSORRT])
+        return len(engine) if engine is not None else sum(len(data) for data in self.payload.values())
 
     @property
     def min_frames(self) -> int:
@@ -503,7 +505,8 @@ def _stored_fields(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a stored artifact but its network; its weights are among the files still."""
     spec = record["model"]
     for name in record["files"]:
-        if Path(name).name != name or name == "..":
+        path = PurePosixPath(name)
+        if str(path) != name or path.is_absolute() or len(path.parts) not in (1, 2) or ".." in path.parts:
             raise ModelError(f"{folder}/artifact.json lists '{name}', which is not a name of a file in its folder.")
     return {
         "format": Format(record["format"]),

@@ -65,7 +65,8 @@ def open_graph(path: Path) -> "tuple[onnx.ModelProto, TRT]":
         graph = read_graph(path)
         load_reachable_data(graph, path.parent)
         return graph, TRT()
-    artifact, name = Artifact.load(path), FILE_NAMES[Format.ONNX]
+    artifact = Artifact.load(path)
+    name = "portable.onnx" if artifact.format == Format.TENSORRT else FILE_NAMES[Format.ONNX]
     if name not in artifact.files:
         raise ModelError(
             f"{path} is a {artifact.format.value} artifact without an ONNX graph. Make one: compress onnx."

@@ -59,7 +59,7 @@ def test_eval_of_what_is_not_built_yet(cli: Callable, tiny_run: Path, speech_fol
     code, out, err = cli("eval", tiny_run / "02-trt", "--data", speech_folder)
     assert (code, out) == (2, "")
     assert err.startswith("error: the artifact is not built yet: ")
-    assert "trtexec --onnx=model.onnx" in err
+    assert "python build_engine.py" in err
 
 
 def test_bench_times_models_side_by_side(cli: Callable, tiny_graph: Path, int8: Path) -> None:
@@ -129,7 +129,7 @@ def test_check_passes_on_every_step_of_a_run(cli: Callable, finished_run: Path, 
     assert "with the recorded SHA-256" in out
     if step == "04-trt":
         assert "golden outputs: none yet. " in out
-        assert "    trtexec --onnx=model.onnx" in out
+        assert "    python build_engine.py" in out
     else:
         assert "golden outputs: cosine " in out
 

@@ -51,13 +51,14 @@ def test_ptq_takes_a_calibration_list(cli: Callable, tiny_graph: Path, speech_fo
     assert "ptq asks for 99 calibration utterances, the list has 18." in err
 
 
-def test_trt_writes_the_graph_and_says_how_to_build(cli: Callable, tiny_graph: Path) -> None:
-    code, out, err = cli("trt", tiny_graph, "--max-batch", "4", "--out", "engine")
+def test_trt_writes_a_bundle_and_says_how_to_build(cli: Callable, tiny_graph: Path, speech_folder: Path) -> None:
+    calib = speech_folder / "calib.scp"
+    code, out, err = cli("trt", tiny_graph, "--max-batch", "4", "--out", "engine", "--calib", calib)
     assert code == 0
-    assert "calibration" not in err
+    assert "calibration: 8 utterances of" in err
+    assert "the engine takes 50 to 3000 frames, tuned for 98, batches of up to 4" in out
     assert "deferred: " in out
-    assert "in engine on the target run:\n    trtexec --onnx=model.onnx" in out
-    assert "--maxShapes=feats:4x3000x80" in out
+    assert "in engine on the target run:\n    python build_engine.py" in out
     assert Artifact.load(Path("engine")).deferred is not None
 
 

@@ -41,7 +41,7 @@ def test_the_table_is_printed_and_progress_is_not_mixed_into_it(
     assert [line.split()[0] for line in lines[1:4]] == ["baseline", "ptq", "ptq+trt"]
     assert "ptq is " in out  # the summary in a sentence
     assert "ptq+trt deferred: " in out
-    assert "In 02-trt on the target run:\n    trtexec --onnx=model.onnx" in out
+    assert "In 02-trt on the target run:\n    python build_engine.py" in out
     assert lines[-1] == f"{tmp_path / 'run'}: table.json, table.csv, table.md, report.html"
     assert "01-ptq: ptq(utterances=8)" in err
     assert "baseline: onnxruntime: 18 done" in err
