@@ -326,6 +326,8 @@ def energy(
     """Energy for each utterance, one after the other, the host asleep while it waits."""
     if not settings.energy_s:
         return {"missing": "not asked for"}
+    if not sensors.powers_w() and sensors.energy_j() is None:
+        return {"missing": "the machine tells no power"}
     try:
         with with_graph_if_possible(engine, repeated(features, 1), gpu, blocking=True) as lane:
             return measure_energy(
@@ -365,6 +367,7 @@ def measure(
         "schema": SCHEMA,
         "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "settings": asdict(settings),
+        "gpu": engine.record["key"]["gpu"],
         "machine": sensors.describe(),
         "shape": list(features.shape),
         "audio_s": settings.audio_s,
@@ -435,7 +438,7 @@ def throttling(measured: Mapping[str, Any]) -> list[str]:
 
 def report(measured: Mapping[str, Any]) -> str:
     """A short table, for people."""
-    lines = [f"{measured['machine'].get('name') or 'unknown machine'}, {measured['date']}, shape {measured['shape']}"]
+    lines = [f"{measured['machine'].get('name') or measured['gpu']}, {measured['date']}, shape {measured['shape']}"]
     lines.append(
         f"{'wait':<10}{'graph':<7}" + "".join(f"{name:>18}" for name in ("H2D", "compute", "D2H", "end to end"))
     )

@@ -127,6 +127,7 @@ class FakeEngine:
 
     def __init__(self, gpu: FakeGpu, copies: int = 99) -> None:
         self.gpu, self.copies, self.closed = gpu, copies, 0
+        self.record = {"key": {"gpu": "FakeGpu"}}
 
     def set_shape(self, batch: int, frames: int) -> None:
         if not 50 <= frames <= 1000:
@@ -298,6 +299,12 @@ def test_energy_of_an_utterance(engine: FakeEngine, gpu: FakeGpu, monkeypatch: p
     assert found["joules_above_idle"] == pytest.approx(20 * utterance_s, rel=1e-3)
 
 
+def test_a_machine_that_tells_no_power_is_not_waited_for(engine: FakeEngine, gpu: FakeGpu) -> None:
+    found = energy(engine, features, Settings(), Sensors(), gpu, gpu.clock, gpu.sleep)
+    assert found == {"missing": "the machine tells no power"}
+    assert gpu.slept_ms == 0
+
+
 @pytest.fixture
 def measured(engine: FakeEngine, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr("compress.tensorrt.target.sensors.time.perf_counter", gpu.clock)
@@ -338,7 +345,9 @@ def test_the_report_has_every_way_and_the_rest_in_a_line_each(measured: dict[str
 def test_nothing_that_works_is_no_figure(gpu: FakeGpu, measured: dict[str, Any]) -> None:
     missing = [{**entry, "missing": "no such thing"} for entry in measured["latency"]]
     assert row_figures({**measured, "latency": missing}) == {"notes": ["no latency: no such thing"]}
-    assert "no such thing" in report({**measured, "latency": missing, "energy": {"missing": "no power is told"}})
+    text = report({**measured, "latency": missing, "energy": {"missing": "no power is told"}, "machine": {}})
+    assert "no such thing" in text
+    assert text.startswith("FakeGpu, ")
 
 
 def test_a_shape_outside_the_profile_is_told_as_the_engine_tells_it(engine: FakeEngine, gpu: FakeGpu) -> None:
