@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.lint.graph import all_nodes
 from compress.tensorrt.islands import islands
 from compress.tensorrt.opset import PORTABLE_OPSET, at_opset
-from compress.tensorrt.qdq import constants_to_initializers, for_tensorrt, inputs_of_layers_only
+from compress.tensorrt.qdq import (
+    constants_to_initializers,
+    drop_unread,
+    float_weights,
+    for_tensorrt,
+    inputs_of_layers_only,
+    stored_weights,
+)
 from compress.tensorrt.typed import typed
 
 if TYPE_CHECKING:
@@ -24,10 +30,10 @@ class Forms:
     """Two graphs that compute the same.
 
     Attributes:
-        portable: FP32 with Q/DQ, at opset 17: for TensorRT 8.5 to 10 with precision flags. Every node has a name of
-            its own.
-        typed: The same in FP16, FP32 where it has to be, with Casts between: for strong typing, 10.12 and later.
-            Inputs and outputs are FP32.
+        portable: FP32 with Q/DQ, weights too, at opset 17: for TensorRT 8.5 to 10 with precision flags. Every node has
+            a name of its own.
+        typed: The same in FP16, quantized weights in INT8, FP32 where it has to be, with Casts between: for strong
+            typing, 10.12 and later. Inputs and outputs are FP32.
         float_nodes: Names of the nodes of ``portable`` that have to run in FP32 -> why.
     """
 
@@ -46,9 +52,9 @@ def forms(model: "onnx.ModelProto", features: Sequence[Array] = ()) -> Forms:
     Raises:
         ModelError: If the graph cannot be converted.
     """
-    made = portable(inputs_of_layers_only(for_tensorrt(model)))
+    made = portable(inputs_of_layers_only(for_tensorrt(stored_weights(model))))
     float_nodes = islands(made, features)
-    return Forms(made, typed(made, float_nodes), float_nodes)
+    return Forms(float_weights(made), typed(made, float_nodes), float_nodes)
 
 
 def portable(model: "onnx.ModelProto") -> "onnx.ModelProto":
@@ -56,6 +62,7 @@ def portable(model: "onnx.ModelProto") -> "onnx.ModelProto":
     result = at_opset(model, PORTABLE_OPSET)
     constants_to_initializers(result.graph, {name for node in result.graph.node for name in node.input})
     drop_unread(result.graph)
+    del result.graph.value_info[:]
     name_nodes(result.graph)
     return result
 
@@ -67,10 +74,3 @@ def name_nodes(graph: "onnx.GraphProto") -> None:
         name = node.name or f"{node.op_type}_{next(iter(node.output), '')}"
         node.name = name if name not in taken else f"{name}_{len(taken)}"
         taken.add(node.name)
-
-
-def drop_unread(graph: "onnx.GraphProto") -> None:
-    """Remove constants that no node reads any more, in place."""
-    read = {name for node in all_nodes(graph.node) for name in node.input} | {value.name for value in graph.output}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
-        graph.initializer.remove(tensor)

@@ -4,12 +4,13 @@ Sources: NVIDIA, "Working with Quantized Types" (zero points, recommended placem
 layers, not results) and #1992 (the skip of a residual addition).
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import ModelError
+from compress.lint.graph import all_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -68,6 +69,81 @@ def for_tensorrt(model: "onnx.ModelProto") -> "onnx.ModelProto":
     for tensor in [tensor for tensor in graph.initializer if tensor.name in replaced]:
         graph.initializer.remove(tensor)
     return result
+
+
+def stored_weights(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Store as integers the constants that Q rounds, so that DQ alone is left of weights; scales stay."""
+    import onnx
+    from onnx import numpy_helper
+
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    quantizers = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    constants_to_initializers(graph, {name for node in quantizers for name in node.input})
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in quantizers:
+        if not tensors.keys() >= set(node.input) or len(node.input) < 3:
+            continue
+        values, scale, zero = (numpy_helper.to_array(tensors[name]) for name in node.input)
+        limits = np.iinfo(zero.dtype)
+        integers = np.rint(values / along(node, scale, values.ndim)) + along(node, zero, values.ndim).astype(np.float32)
+        stored = integers.clip(limits.min, limits.max).astype(zero.dtype)
+        graph.initializer.append(numpy_helper.from_array(stored, node.output[0]))
+        graph.node.remove(node)
+    drop_unread(graph)
+    return result
+
+
+def float_weights(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Store quantized weights as FP32 with Q and DQ: old parsers refuse constants of INT8.
+
+    Source: microsoft/onnxruntime#11535 and NVIDIA/TensorRT#2163 (TensorRT 8.4); which version takes them first was not
+    found. Q gives the same integers again.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    replaced: list[str] = []
+    for node in graph.node:
+        stored = tensors.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if stored is not None and stored.data_type == onnx.TensorProto.INT8 and len(node.input) > 2:
+            # The first Q gives what was stored, under its name.
+            rounded = stored.name if stored.name not in replaced else f"{stored.name}_{len(replaced)}"
+            integers, scale = (numpy_helper.to_array(tensors[name]) for name in node.input[:2])
+            value = integers.astype(np.float32) * along(node, scale, integers.ndim)
+            graph.initializer.append(numpy_helper.from_array(value, f"{rounded}_float"))
+            inputs = [f"{rounded}_float", *node.input[1:]]
+            nodes.append(helper.make_node("QuantizeLinear", inputs, [rounded], f"{node.name}_quantize"))
+            nodes[-1].attribute.extend(node.attribute)
+            node.input[0] = rounded
+            replaced.append(stored.name)
+        nodes.append(node)
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
+    for name in set(replaced):
+        graph.initializer.remove(tensors[name])
+    drop_unread(graph)
+    return result
+
+
+def along(node: "onnx.NodeProto", values: NDArray[Any], ndim: int) -> NDArray[Any]:
+    """Shape scales or zero points so that they are broadcast over the other axes than a quantizer's."""
+    axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 1) % max(ndim, 1)
+    return values.reshape([-1 if i == axis else 1 for i in range(ndim)]) if values.size > 1 else values.reshape(())
+
+
+def drop_unread(graph: "onnx.GraphProto") -> None:
+    """Remove constants that no node reads, in place."""
+    read = {name for node in all_nodes(graph.node) for name in node.input} | {value.name for value in graph.output}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+        graph.initializer.remove(tensor)
 
 
 def inputs_of_layers_only(model: "onnx.ModelProto") -> "onnx.ModelProto":
@@ -150,8 +226,8 @@ def to_float_weight(graph: "ir.Graph", node: "ir.Node") -> None:
         return
     stored, scale = (tensor.numpy() for tensor in known)
     axis = integer(dequantizer, "axis", 1) % max(stored.ndim, 1)
-    along = [-1 if i == axis and scale.ndim else 1 for i in range(stored.ndim)]
-    made = add_initializer(graph, f"{node.name}_float_weight", stored.astype(np.float32) * scale.reshape(along))
+    shape = [-1 if i == axis and scale.size > 1 else 1 for i in range(stored.ndim)]
+    made = add_initializer(graph, f"{node.name}_float_weight", stored.astype(np.float32) * scale.reshape(shape))
     node.replace_input_with(1, made)
 
 

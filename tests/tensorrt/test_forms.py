@@ -11,6 +11,7 @@ from compress.artifact import Artifact
 from compress.lint import Shapes, lint
 from compress.passes import PTQ, TRT, Context
 from compress.tensorrt.forms import Forms, forms
+from compress.tensorrt.qdq import stored_weights
 
 OLD, NEW = ((8, 5), (8, 6), (10, 0)), ((10, 12), (11, 0))
 
@@ -61,8 +62,19 @@ def test_the_typed_form_is_the_portable_one_but_for_rounding(tiny_symmetric, tin
     made = forms(graph_of(tiny_symmetric))
     assert least_cosine(made.portable, made.typed, tiny_batches) >= 0.999
     kinds = [[node.op_type for node in model.graph.node] for model in (made.portable, made.typed)]
-    for kind in ("QuantizeLinear", "DequantizeLinear", "Conv", "Gemm", "MatMul", "Sqrt"):
+    for kind in ("DequantizeLinear", "Conv", "Gemm", "MatMul", "Sqrt"):
         assert kinds[0].count(kind) == kinds[1].count(kind)
+
+
+def test_weights_are_fp32_before_q_in_the_portable_form_and_int8_in_the_typed(tiny_symmetric) -> None:
+    given, made = graph_of(tiny_symmetric), forms(graph_of(tiny_symmetric))
+    for model, wanted in ((made.portable, TensorProto.FLOAT), (made.typed, TensorProto.INT8)):
+        stored = [tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 4]
+        assert stored == [wanted] * 2
+    integers = {t.raw_data for t in given.graph.initializer if len(t.dims) == 4}
+    assert {t.raw_data for t in made.typed.graph.initializer if len(t.dims) == 4} == integers
+    again = stored_weights(made.portable)
+    assert {t.raw_data for t in again.graph.initializer if len(t.dims) == 4} == integers, "Q gives them again"
 
 
 def test_forms_of_forms_change_nothing_more(tiny_symmetric) -> None:
@@ -80,22 +92,24 @@ Fault = Callable[[onnx.ModelProto], None]
 
 
 def quantizer(model: onnx.ModelProto) -> onnx.NodeProto:
-    """The first Q."""
-    return next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    """The first Q of an activation."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return next(n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] not in constants)
 
 
-def weights_dequantizer(model: onnx.ModelProto) -> onnx.NodeProto:
-    """The DQ of the first convolution's weight."""
+def weights_quantizer(model: onnx.ModelProto) -> onnx.NodeProto:
+    """The Q of the first convolution's weight, or its DQ if that is all there is."""
     makers = {output: node for node in model.graph.node for output in node.output}
-    return makers[next(node for node in model.graph.node if node.op_type == "Conv").input[1]]
+    dequantizer = makers[next(node for node in model.graph.node if node.op_type == "Conv").input[1]]
+    return makers.get(dequantizer.input[0], dequantizer)
 
 
 def replace(model: onnx.ModelProto, node: onnx.NodeProto, place: int, value: np.ndarray) -> None:
     """Give a quantizer, and the DQ behind it, another scale or zero point."""
-    model.graph.initializer.append(numpy_helper.from_array(value, "planted"))
+    model.graph.initializer.append(numpy_helper.from_array(value, f"planted{place}"))
     behind = [user for user in model.graph.node if node.output[0] in user.input and user.op_type == "DequantizeLinear"]
     for changed in (node, *behind):
-        changed.input[place] = "planted"
+        changed.input[place] = f"planted{place}"
 
 
 def like(model: onnx.ModelProto, name: str, number: float, shape: tuple[int, ...] = ()) -> np.ndarray:
@@ -125,16 +139,15 @@ def underflowing_scale(model: onnx.ModelProto) -> str:
 
 
 def number_of_scales(model: onnx.ModelProto) -> str:
-    node = weights_dequantizer(model)
+    node = weights_quantizer(model)
     replace(model, node, 1, like(model, node.input[1], 0.01, (5,)))
-    model.graph.initializer.append(numpy_helper.from_array(np.zeros(5, np.int8), "planted_zeros"))
-    node.input[2] = "planted_zeros"
+    replace(model, node, 2, np.zeros(5, np.int8))
     return node.name
 
 
 def quantized_bias(model: onnx.ModelProto) -> str:
     conv = next(node for node in model.graph.node if node.op_type == "Conv" and len(node.input) > 2)
-    steps = weights_dequantizer(model).input[1]
+    steps = weights_quantizer(model).input[1]
     count = next(tensor for tensor in model.graph.initializer if tensor.name == steps).dims[0]
     for name in ("planted", "planted_zeros"):
         model.graph.initializer.append(numpy_helper.from_array(np.zeros(count, np.int32), name))
