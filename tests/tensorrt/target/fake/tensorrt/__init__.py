@@ -267,7 +267,8 @@ class IExecutionContext:
         return True
 
     def get_tensor_shape(self, name):
-        return self._shape if name == self._engine._names[0] else (self._shape[0], *self._engine._rest)
+        rest = (size if isinstance(size, int) else self._shape[1] for size in self._engine._rest)  # a name is "frames"
+        return self._shape if name == self._engine._names[0] else (self._shape[0], *rest)
 
     def set_tensor_address(self, name, address):
         self._addresses[name] = address
