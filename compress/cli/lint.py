@@ -10,9 +10,10 @@ import click
 from compress.artifact import FILE_NAMES, Artifact, Format
 from compress.cli import DONE, FAILED
 from compress.errors import InputError, ModelError
-from compress.lint import DEFAULT_VERSION, Profile, Shapes, errors, lint, read_version
+from compress.lint import DEFAULT_VERSION, Profile, Shapes, Version, errors, lint, read_version
 from compress.onnx_file import load_reachable_data, read_graph
 from compress.passes import TRT
+from compress.tensorrt.target.versions import TYPED_FROM
 
 if TYPE_CHECKING:
     import onnx
@@ -41,7 +42,7 @@ def lint_command(model: Path, target: str, version: str, shapes: tuple[str, ...]
     Prints a finding a line: what is wrong with which node, and the remedy. Exit code 1 if one is an error.
     """
     reader = read_version(version)
-    graph, settings = open_graph(model)
+    graph, settings = open_graph(model, reader)
     profile = read_profile(shapes) if shapes else default_profile(graph, settings)
     findings = lint(graph, profile, reader)
     if as_json:
@@ -55,8 +56,10 @@ def lint_command(model: Path, target: str, version: str, shapes: tuple[str, ...]
     return FAILED if errors(findings) else DONE
 
 
-def open_graph(path: Path) -> "tuple[onnx.ModelProto, TRT]":
+def open_graph(path: Path, version: Version) -> "tuple[onnx.ModelProto, TRT]":
     """Read the graph of a file or an artifact folder, and the settings of the pass trt if that made it.
+
+    Of the two forms that trt makes, it is the one that this version builds from.
 
     Raises:
         ModelError: If it cannot be read, or the artifact has no ONNX graph.
@@ -66,7 +69,9 @@ def open_graph(path: Path) -> "tuple[onnx.ModelProto, TRT]":
         load_reachable_data(graph, path.parent)
         return graph, TRT()
     artifact = Artifact.load(path)
-    name = "portable.onnx" if artifact.format == Format.TENSORRT else FILE_NAMES[Format.ONNX]
+    name = FILE_NAMES[Format.ONNX]
+    if artifact.format == Format.TENSORRT:
+        name = "typed.onnx" if version >= TYPED_FROM else "portable.onnx"
     if name not in artifact.files:
         raise ModelError(
             f"{path} is a {artifact.format.value} artifact without an ONNX graph. Make one: compress onnx."

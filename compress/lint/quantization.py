@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 LEAST_FP16_SCALE = 127 * 2.0**-24
 ZERO_IN_FP16 = 2.0**-25  # half of the smallest number above 0: what is not above it becomes 0
 TYPES: Mapping[str, Version] = {"INT8": (8, 5), "FLOAT8E4M3FN": (9, 0), "INT4": (10, 0), "FLOAT4E2M1": (10, 15)}
+STORED: Version = (10, 0)  # the first that is documented to take weights stored as integers
 OPTIONAL_ZERO_POINT: Version = (10, 0)
 OPTIONAL_AXIS: Version = (10, 0)  # before, scales without an axis were on axis 0
 PARTING = ("Cast", "Unsqueeze", "Squeeze", "Reshape", "Identity")
@@ -56,6 +57,18 @@ def quantized_types(graph: Graph) -> Iterator[Finding]:
         elif kind not in TYPES or graph.version < TYPES[kind]:
             what = f"quantized to {kind}, which {graph.reader} does not have"
             yield Finding("quantized-type", name_of(node), what, "Quantize to S8 with zero point 0.")
+
+
+def stored_integers(graph: Graph) -> Iterator[Finding]:
+    """Weights are FP32 with Q and DQ for versions that may not have constants of INT8. Told once."""
+    dequantizers = (
+        [node for node in graph.nodes if node.op_type == "DequantizeLinear"] if graph.version < STORED else []
+    )
+    stored = [node for node in dequantizers if told_type(graph, node) == "INT8" and node.input[0] in graph.tensors]
+    if stored:
+        what = f"INT8 constants ({len(stored)} of them), which {graph.reader} may refuse, as 8.4 does"
+        remedy = "Store FP32 with Q and DQ: the portable form of the pass trt does."
+        yield Finding("stored-integers", name_of(stored[0]), what, remedy, "warning")
 
 
 def zero_points(graph: Graph) -> Iterator[Finding]:
@@ -200,6 +213,7 @@ def quantized_concats(graph: Graph) -> Iterator[Finding]:
 
 RULES: Sequence[Rule] = (
     quantized_types,
+    stored_integers,
     zero_points,
     scales,
     scale_axes,

@@ -39,6 +39,15 @@ def test_artifact_folders_are_checked_with_their_own_profile(cli: Callable, tiny
     assert "[quantized-bias]" in out
 
 
+def test_a_bundle_is_checked_in_the_form_that_the_version_builds_from(cli: Callable, tiny_int8, tmp_path) -> None:
+    made = TRT().run(tiny_int8, Context())
+    made.save(tmp_path / "trt")
+    for version, form in (("8.6", "portable"), ("10.3", "portable"), ("10.12", "typed"), ("11", "typed")):
+        code, out, _ = cli("lint", tmp_path / "trt", "--version", version)
+        nodes = len(onnx.load_from_string(made.files[f"{form}.onnx"]).graph.node)
+        assert (code, out) == (0, f"{tmp_path / 'trt'}: clean (tensorrt {version}, {nodes} nodes)\n")
+
+
 def test_a_finding_is_one_line_and_an_error_is_exit_code_1(cli: Callable, unknown_operator: Path) -> None:
     code, out, _ = cli("lint", unknown_operator, "--target", "tensorrt")
     finding, total = out.splitlines()
