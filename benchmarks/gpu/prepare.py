@@ -66,6 +66,9 @@ def prepare(folder: Path) -> None:
         cases += [write_case(folder, number, case) for case in made]
     for source in sorted(Path(target.__file__).parent.glob("*.py")):
         copy(source, folder / "target" / source.name)
+    package = Path(compress.__file__).parent
+    for source in (package / "__init__.py", package / "errors.py", *sorted((package / "models").glob("*.py"))):
+        copy(source, folder / "pytorch" / "compress" / source.relative_to(package))
     copy(Path(__file__).with_name("run.py"), folder / "run.py")
     record = {
         "speech_compress": compress.__version__,

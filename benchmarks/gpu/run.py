@@ -4,7 +4,7 @@
     python KIT/run.py [--out OUT] [--minutes 20]     on the machine with the GPU
 
 There, Python 3.8 or later, numpy and TensorRT 8.5 to 11 are needed; PyTorch and ONNX Runtime are compared with where
-they are (--torch-python names another Python that has PyTorch and can import this package, --checkout its source).
+they are (--torch-python names another Python that has them).
 Every step is a process of its own, and its result is written to OUT/results.json at once. A step that fails or comes
 too late is a row that says so, and not the end. A short table is printed last. Exit code 0 if every check holds, 1
 otherwise.
@@ -13,6 +13,7 @@ otherwise.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, Sequence
 
@@ -178,9 +180,15 @@ def built_once(asked: Mapping[str, Any], timed: Mapping[str, Any], entry: Mappin
 
 def pytorch(request: Mapping[str, Any]) -> Answer:
     """PyTorch eager on the GPU: from features in host memory to the embedding in host memory, batch 1."""
-    sys.path.insert(0, request["checkout"])
+    sys.path.insert(0, str(HERE / "pytorch"))
     import numpy
     import torch
+
+    for name in ("safetensors", "safetensors.torch"):  # for checkpoints; the weights here are numpy's
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            sys.modules[name] = types.ModuleType(name)
 
     from compress.models import architecture
 
@@ -296,7 +304,7 @@ class Run:
         if ready:
             self.network("campplus")
         for precision in ("fp16", "fp32"):
-            request = {"precision": precision, "checkout": str(self.options.checkout), "seconds": self.options.seconds}
+            request = {"precision": precision, "seconds": self.options.seconds}
             self.step(f"pytorch {precision}", "pytorch", request, self.options.torch_python)
         for precision in ("fp32", "int8"):
             request = {"precision": precision, "seconds": self.options.seconds}
@@ -327,13 +335,12 @@ def in_process(python: str, name: str, request: Mapping[str, Any], log: Path, li
     """Do a step in a process of its own, which is ended with all its children when its time is up."""
     with tempfile.TemporaryDirectory() as folder, log.open("wb") as stream:
         answer = Path(folder) / "answer.json"
-        paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
         process = subprocess.Popen(
             [python, str(HERE / "run.py"), "step", name, str(answer)],
             stdin=subprocess.PIPE,
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "CUDA_MODULE_LOADING": "LAZY"},
+            env=environment(python),
             start_new_session=True,
         )
         try:
@@ -349,6 +356,16 @@ def in_process(python: str, name: str, request: Mapping[str, Any], log: Path, li
     last = " ".join(log.read_text(errors="replace").split()[-30:])
     ending = f"crashed with signal {-process.returncode}" if process.returncode < 0 else "ended without an answer"
     return {"error": f"{ending}; {log.name} ends: {last}"}
+
+
+def environment(python: str) -> dict[str, str]:
+    """Of a step: it finds the files here. Another Python is not told where a relocated one keeps its own."""
+    there = dict(os.environ)
+    if python != sys.executable and "PYTHONHOME" in there:
+        for name in ("PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH"):
+            there.pop(name, None)
+    paths = [str(HERE), *filter(None, [there.get("PYTHONPATH")])]
+    return {**there, "PYTHONPATH": os.pathsep.join(paths), "CUDA_MODULE_LOADING": "LAZY"}
 
 
 # --- What it says -------------------------------------------------------------------------------------------------
@@ -549,7 +566,6 @@ def main(arguments: Sequence[str]) -> int:
     made.add_argument(
         "--torch-python", default=sys.executable, help="Python with PyTorch and ONNX Runtime (default: this)"
     )
-    made.add_argument("--checkout", type=Path, default=Path.cwd(), help="source of the package, for PyTorch's network")
     options = made.parse_args(arguments)
     deadline = time.monotonic() + options.minutes * 60
     if not (HERE / "kit.json").is_file():
@@ -560,7 +576,6 @@ def main(arguments: Sequence[str]) -> int:
     kit = json.loads((HERE / "kit.json").read_text())
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
-    options.checkout = options.checkout.resolve()
     run = Run(kit, options.out, deadline, options)
     run.everything()
     text = table(run.results, kit)

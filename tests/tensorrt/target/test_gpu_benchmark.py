@@ -137,6 +137,18 @@ def test_a_step_that_takes_too_long_is_ended(script: ModuleType, tmp_path: Path)
     assert script.in_process(str(sleeper), "identify", {}, tmp_path / "log", 0.2) == {"error": "ended after 0 s"}
 
 
+def test_another_python_is_not_told_where_a_relocated_one_lies(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONHOME", "/kit/python")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/kit/lib")
+    assert script.environment(sys.executable)["PYTHONHOME"] == "/kit/python"
+    other = script.environment("/usr/bin/python3")
+    assert "PYTHONHOME" not in other
+    assert "LD_LIBRARY_PATH" not in other
+    assert other["PYTHONPATH"] == str(SCRIPT.parent)
+
+
 def test_a_folder_that_is_not_prepared_is_refused() -> None:
     done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False)
     assert done.returncode == 2
