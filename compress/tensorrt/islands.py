@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = NDArray[np.float32]
 
-MAX_FRAMES = 300  # of an input: all values are held at once, 0.7 MB a frame in CAM++
+MAX_FRAMES = 300  # of an input: all values are held at once, 0.35 MB a frame in CAM++
 MARGIN = 4.0  # other audio may give larger values than those that were seen
 _STATISTICS = """
     CumSum Exp GlobalAveragePool GlobalLpPool GroupNormalization InstanceNormalization LayerNormalization Log LogSoftmax
@@ -47,7 +47,7 @@ def islands(model: "onnx.ModelProto", features: Sequence[Array] = ()) -> dict[st
 
     Args:
         model: In FP32, with Q/DQ or without; every node has a name of its own.
-        features: Inputs, (batch, frames, num_mel_bins) each, on whose first 300 frames it is run to see how large values
+        features: Inputs, (batch, frames, num_mel_bins) each, on whose first frames it is run to see how large values
             become.
 
     Returns:
