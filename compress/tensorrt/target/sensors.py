@@ -414,32 +414,35 @@ class EnergyMeter:
         self.done = threading.Event()
 
     def __enter__(self) -> EnergyMeter:
-        self.thread = threading.Thread(target=self._sample, daemon=True)
         self.started, self.counter = time.perf_counter(), self.sensors.energy_j()
         if self.counter is None:
+            self._sample()
+            self.thread = threading.Thread(target=self._keep_sampling, daemon=True)
             self.thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        after = self.sensors.energy_j()
-        duration = time.perf_counter() - self.started
-        if self.counter is not None and after is not None:
-            used = after - self.counter
-            self.energy = Energy(duration, {BOARD: used}, used, (BOARD,), "counter")
+        if self.counter is not None:
+            after, ended = self.sensors.energy_j(), time.perf_counter()
+            used = None if after is None else after - self.counter
+            rails = {} if used is None else {BOARD: used}
+            self.energy = Energy(ended - self.started, rails, used, (BOARD,), "counter")
             return
         self.done.set()
         self.thread.join()
-        self.samples.append((time.perf_counter(), self.sensors.powers_w()))
+        self._sample()
         rails = {name: integral_j(self._rail(name)) for name in self._rails()}
         counted = tuple(name for name in self.sensors.total_of if name in rails)
         total = sum(rails[name] for name in counted) if counted else None
+        duration = self.samples[-1][0] - self.samples[0][0]
         self.energy = Energy(duration, rails, total, counted, "samples" if rails else "none")
 
     def _sample(self) -> None:
-        while True:
-            self.samples.append((time.perf_counter(), self.sensors.powers_w()))
-            if self.done.wait(self.interval_s):
-                return
+        self.samples.append((time.perf_counter(), self.sensors.powers_w()))
+
+    def _keep_sampling(self) -> None:
+        while not self.done.wait(self.interval_s):
+            self._sample()
 
     def _rails(self) -> list[str]:
         """Those that every sample has: a rail that could not be read for a while has no integral."""
