@@ -1,17 +1,24 @@
 """Files that are whole or not there: everything is written under a temporary name and renamed."""
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from compress.errors import InputError, MachineError
+from compress.errors import CompressError, InputError, MachineError
+
+CACHE_VARIABLE = "COMPRESS_CACHE"
+KEPT_DAYS = 30  # what was not read from the cache folder for so long is removed
+
+_DIGEST = 64  # characters of the SHA-256 that a kept file begins with
 
 
 @contextmanager
@@ -114,6 +121,39 @@ def sha256_of(data: bytes | Path) -> str:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def cache_folder(kind: str) -> Path | None:
+    """Where things of a kind are kept: in ``$COMPRESS_CACHE``, or the user's cache folder; None if that is ``off``."""
+    chosen = os.environ.get(CACHE_VARIABLE, "")
+    if chosen == "off":
+        return None
+    if chosen:
+        return Path(chosen) / kind
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "compress" / kind
+
+
+def read_kept(path: Path) -> bytes | None:
+    """Read what :func:`keep` wrote; None if it is not there or damaged."""
+    try:
+        data = path.read_bytes()
+        os.utime(path)
+    except OSError:
+        return None
+    kept = data[_DIGEST:]
+    return kept if sha256_of(kept).encode() == data[:_DIGEST] else None
+
+
+def keep(path: Path, data: bytes) -> None:
+    """Keep data, and remove what nobody reads any more; without a writable folder or space, do nothing."""
+    with contextlib.suppress(CompressError, OSError):
+        with replaced_file(path) as temporary:
+            temporary.write_bytes(sha256_of(data).encode() + data)
+        old = time.time() - KEPT_DAYS * 24 * 3600
+        for other in path.parent.glob(f"*{path.suffix}"):
+            if other.stat().st_mtime < old:
+                other.unlink()
 
 
 @contextmanager

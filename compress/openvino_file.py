@@ -3,17 +3,16 @@
 import contextlib
 import ctypes
 import importlib.util
-import os
 import re
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.errors import CompressError, MachineError, ModelError
-from compress.files import replaced_file, sha256_of
+from compress import files
+from compress.errors import MachineError, ModelError
+from compress.files import keep, read_kept, sha256_of
 from compress.machine import cores, cpu_info
 
 if TYPE_CHECKING:
@@ -24,12 +23,8 @@ INFO = "model_info"  # where a graph keeps its metadata, as in OpenVINO's Model 
 PRECISION = "inference_precision"  # entry of it: what is not quantized is computed in f32 or bf16
 FRAMES = "fixed_frames"  # entry of it: a length of utterances for which a network of its own is compiled
 
-CACHE_VARIABLE = "COMPRESS_CACHE"
-KEPT_DAYS = 30  # a compiled network that was not loaded for so long is removed
-
 _PRECISION = re.compile(rf'<{PRECISION} value="(f32|bf16)"'.encode())
 _FRAMES = re.compile(rf'<{FRAMES} value="(\d{{1,9}})"'.encode())
-_DIGEST = 64  # characters of the SHA-256 that a kept network begins with
 
 
 def missing() -> str | None:
@@ -51,14 +46,8 @@ def need_openvino() -> None:
 
 
 def cache_folder() -> Path | None:
-    """Where compiled networks are kept: ``$COMPRESS_CACHE``, or the user's cache folder; None if that is ``off``."""
-    chosen = os.environ.get(CACHE_VARIABLE, "")
-    if chosen == "off":
-        return None
-    if chosen:
-        return Path(chosen) / "openvino"
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "compress" / "openvino"
+    """Where compiled networks are kept, see :func:`compress.files.cache_folder`."""
+    return files.cache_folder("openvino")
 
 
 def precision_of(graph: bytes) -> str:
@@ -188,28 +177,6 @@ def key_of(graph: bytes, weights: bytes, threads: int | None, shape: tuple[int, 
     cpu = [cpu_info().get(name, "") for name in ("model name", "flags")]
     parts = [sha256_of(graph), sha256_of(weights), openvino.__version__, *cpu, str(threads or cores()), str(shape)]
     return sha256_of("\n".join(parts).encode())
-
-
-def read_kept(path: Path) -> bytes | None:
-    """Read a compiled network; None if it is not there or damaged."""
-    try:
-        data = path.read_bytes()
-        os.utime(path)
-    except OSError:
-        return None
-    blob = data[_DIGEST:]
-    return blob if sha256_of(blob).encode() == data[:_DIGEST] else None
-
-
-def keep(path: Path, blob: bytes) -> None:
-    """Keep a compiled network, and remove those that nobody loads; without a writable folder or space, do nothing."""
-    with contextlib.suppress(CompressError, OSError):
-        with replaced_file(path) as temporary:
-            temporary.write_bytes(sha256_of(blob).encode() + blob)
-        old = time.time() - KEPT_DAYS * 24 * 3600
-        for other in path.parent.glob("*.blob"):
-            if other.stat().st_mtime < old:
-                other.unlink()
 
 
 def run_once(folder: str, input_shape: tuple[int, ...], threads: int) -> None:

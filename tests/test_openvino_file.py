@@ -13,17 +13,15 @@ import pytest
 from compress import openvino_file
 from compress.artifact import Artifact
 from compress.errors import ModelError
+from compress.files import KEPT_DAYS, keep, read_kept
 from compress.openvino_file import (
-    KEPT_DAYS,
     cache_folder,
     configuration,
     executed_precisions,
     fixed_frames_of,
-    keep,
     key_of,
     load_network,
     precision_of,
-    read_kept,
     read_network,
     reason_of,
 )

@@ -11,6 +11,7 @@ import click
 
 from compress import __version__, machine, openvino_file
 from compress.evaluation.int8_probe import advice, probe_int8
+from compress.files import CACHE_VARIABLE
 from compress.runners import RUNNERS
 from compress.tensorrt.target import devices, sensors
 from compress.units import format_bytes, format_ms, format_speedup
@@ -73,9 +74,7 @@ def machine_lines(found: Mapping[str, Any]) -> dict[str, str]:
             for name, number in found["packages"].items()
         },
         **{f"runs {name}": about["missing"] or about["version"] for name, about in found["runtimes"].items()},
-        "openvino cache": f"{cache['folder']}{kept}"
-        if cache["folder"]
-        else f"off ({openvino_file.CACHE_VARIABLE}=off)",
+        "openvino cache": f"{cache['folder']}{kept}" if cache["folder"] else f"off ({CACHE_VARIABLE}=off)",
         **gpu_lines(found["gpu"]),
     }
 
