@@ -36,6 +36,7 @@ Say = Callable[[str], None]
 SCHEMA = 1
 PARTS = ("h2d_ms", "compute_ms", "d2h_ms", "end_to_end_ms")
 PERCENTILES = (50, 90, 95, 99)
+CHOSEN = ("application clocks", "display clocks")  # limits that somebody has set, not slowing
 IN_FLIGHT = 8  # batches given to the GPU before the host waits, for throughput
 
 
@@ -424,7 +425,7 @@ def throttling(measured: Mapping[str, Any]) -> list[str]:
     """What slowed the machine while it was measured, in sentences; none if nothing did."""
     said = []
     for when in ("before", "after"):
-        reasons = measured[when].get("throttled_by")
+        reasons = [reason for reason in measured[when].get("throttled_by") or () if reason not in CHOSEN]
         if reasons:
             said.append(f"slowed {when} measuring by: {', '.join(reasons)}")
     counts = [measured[when].get("over_current_events") or {} for when in ("before", "after")]

@@ -281,7 +281,11 @@ class FakeSensors(Sensors):
 
     def read(self) -> dict[str, Any]:
         self.asked += 1
-        after = {"throttled_by": ["power cap"], "over_current_events": {"oc3": 2}, "temperatures_c": {"GPU": 71.0}}
+        after = {
+            "throttled_by": ["application clocks", "power cap"],
+            "over_current_events": {"oc3": 2},
+            "temperatures_c": {"GPU": 71.0},
+        }
         before = {"throttled_by": [], "over_current_events": {"oc3": 0}, "temperatures_c": {"GPU": 40.0}}
         return {**(before if self.asked == 1 else after), "clocks_mhz": {"sm": 1005}}
 
