@@ -190,11 +190,12 @@ RECIPES: dict[str, tuple[str, Recipe]] = {  # name: what it starts from, and how
     "blstm-int8": ("blstm-ort", PTQ().run),
     "blstm-static": ("blstm", static(True, **ONLY_WEIGHTED)),
 }
-PRUNED: Mapping[str, dict[str, float]] = {  # settings of prune
+PRUNED: Mapping[str, dict[str, float | str]] = {  # settings of prune
     "pruned60": {"ratio": 0.4},
     "pruned60-fast": {"ratio": 0.4, "latency_ratio": 0.4},
     "pruned40": {"ratio": 0.6},
     "pruned40-fast": {"ratio": 0.6, "latency_ratio": 0.6},
+    "pruned40-uniform": {"ratio": 0.6, "scope": "uniform"},
     "macs60": {"macs_ratio": 0.45},
     "macs40": {"macs_ratio": 0.67},
 }
