@@ -28,6 +28,7 @@ from compress.models import ARCHITECTURES
 from compress.passes import PTQ, TRT, Context, Onnx
 from compress.passes.base import Array, spread
 from compress.passes.onnx_export import export
+from compress.pipeline import calibration_context
 from compress.rewriting import conv1d_as_conv2d
 from compress.tensorrt.forms import Forms, forms
 from compress.tensorrt.typed import FP16_UNSAFE_OPTIMIZERS
@@ -85,24 +86,17 @@ def source() -> tuple[str, str]:
     """What is calibrated and what is compared on."""
     if (BENCH_DATA / "speechocean762").is_dir():
         return "of its train speakers", "utterances of dev speakers of speechocean762"
-    return "others of them", "utterances of the embedded speech"
+    return "of its calibration list", "utterances of the embedded speech"
 
 
-def speech(artifact: Artifact) -> tuple[list[Array], list[Array]]:
-    """Features of utterances to calibrate on, and of others to compare on."""
+def speech(artifact: Artifact) -> tuple[Context, list[Array]]:
+    """The calibration list, as a run hands it to passes, and features of utterances to compare on."""
     corpus = BENCH_DATA / "speechocean762"
-    if corpus.is_dir():
-        folders = DataFolder.read(corpus / "train"), DataFolder.read(corpus / "dev")
-        chosen = [spread(list(folders[0].utterances), CALIBRATION), spread(list(folders[1].utterances), TESTED)]
-    else:
-        folder = DataFolder.read(embedded_data())
-        folders, names = (folder, folder), spread(list(folder.utterances), CALIBRATION + TESTED)
-        chosen = [names[::2], names[1::2]]
-    found = [
-        [artifact.front_end(folder.waveform(name, artifact.front_end.sample_rate)) for name in names]
-        for folder, names in zip(folders, chosen, strict=True)
-    ]
-    return found[0], found[1]
+    listed, tested = (corpus / "train", corpus / "dev") if corpus.is_dir() else (embedded_data(), embedded_data())
+    folder = DataFolder.read(tested)
+    rate = artifact.front_end.sample_rate
+    chosen = [artifact.front_end(folder.waveform(name, rate)) for name in spread(list(folder.utterances), TESTED)]
+    return calibration_context(DataFolder.read(listed).calibration(), artifact), chosen
 
 
 def trained_rows(work: Path) -> Iterator[str]:
@@ -112,17 +106,16 @@ def trained_rows(work: Path) -> Iterator[str]:
     if not kept.is_dir():
         Onnx().run(network, Context()).save(kept)
     plain = Artifact.load(kept)
-    calibration, tested = speech(plain)
-    context = Context(calibration=[lambda features=features: features for features in calibration])
+    context, tested = speech(plain)
     graphs = {"float": plain}
     for target in ("tensorrt", "onnxruntime"):
         graphs[f"`ptq`, target={target}"] = PTQ(utterances=CALIBRATION, target=target).run(plain, context)
     inputs = [features[None] for features in tested]
+    seen = [utterance()[None] for utterance in context.utterances(RANGED, "RANGED")]
     expected = run(onnx.load_from_string(plain.onnx), inputs)
     for name, artifact in graphs.items():
         click.echo(name, err=True)
-        made = forms(onnx.load_from_string(artifact.onnx), [features[None] for features in calibration[:RANGED]])
-        yield row(name, made, inputs, expected)
+        yield row(name, forms(onnx.load_from_string(artifact.onnx), seen), inputs, expected)
 
 
 def random_rows(work: Path) -> Iterator[str]:
