@@ -16,12 +16,14 @@ from compress.artifact import Artifact, Deferral, Format
 from compress.errors import MachineError, ModelError, SettingError
 from compress.lint import Profile, Shapes, errors, lint
 from compress.machine import probe_cuda
+from compress.onnx_file import with_metadata
 from compress.passes.base import Array, Context, Pass
 from compress.tensorrt.bundle import BundleSettings, Precision, bundle
 
 UTTERANCES = 8  # of the calibration list: they show the range of values for FP16, and the engine is compared on them
 TYPICAL_FRAMES = 300  # 3 s
 COMMAND = "python build_engine.py"
+OPTIONS: tuple[str, ...] = ()  # of it, where it is run here
 READERS = {"portable": (8, 6), "typed": (11, 4)}  # TensorRT versions whose demands the forms are checked against
 
 
@@ -102,7 +104,8 @@ class TRT(Pass):
         settings = self.for_data([len(utterance) for utterance in features], known=bool(context.calibration))
         context.say("writing the graphs for TensorRT")
         about = {"task": artifact.task, "frame_shift_ms": artifact.front_end.frame_shift_ms}
-        files = bundle(onnx.load_from_string(artifact.onnx), features, settings, about)
+        graph = onnx.load_from_string(with_metadata(artifact.onnx, "threshold", None))  # it is the ONNX graph's
+        files = bundle(graph, features, settings, about)
         precision = self.precision_after(artifact.precision)
         notes = [*self.notes(artifact, settings, features, files), *self.check_graphs(artifact, files)]
         missing = missing_here()
@@ -203,7 +206,7 @@ def build_here(files: Mapping[str, bytes], context: Context) -> dict[str, bytes]
         for file, data in files.items():
             (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).write_bytes(data)
-        command = [sys.executable, "build_engine.py"]
+        command = [sys.executable, "build_engine.py", *OPTIONS]
         error: list[str] = []
         with subprocess.Popen(
             command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -10,15 +10,17 @@ from compress.errors import MachineError
 from compress.runners.base import Runner
 from compress.runners.onnxruntime_runner import OnnxRuntimeRunner
 from compress.runners.openvino import OpenVinoRunner
+from compress.runners.tensorrt import TensorRTRunner
 from compress.runners.torch_runner import TorchRunner, torch_threads
 
-RUNNERS: tuple[type[Runner], ...] = (TorchRunner, OnnxRuntimeRunner, OpenVinoRunner)
+RUNNERS: tuple[type[Runner], ...] = (TorchRunner, OnnxRuntimeRunner, OpenVinoRunner, TensorRTRunner)
 
 __all__ = [
     "RUNNERS",
     "OnnxRuntimeRunner",
     "OpenVinoRunner",
     "Runner",
+    "TensorRTRunner",
     "TorchRunner",
     "golden_outputs",
     "load",

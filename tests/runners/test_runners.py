@@ -21,6 +21,7 @@ from compress.runners import (
     OnnxRuntimeRunner,
     OpenVinoRunner,
     Runner,
+    TensorRTRunner,
     TorchRunner,
     golden_outputs,
     load,
@@ -189,9 +190,10 @@ def test_wrong_format_is_told(kind, tiny: Artifact, tiny_onnx: Artifact) -> None
                 kind(artifact)
 
 
-def test_format_without_a_runtime_is_told(tiny_onnx: Artifact) -> None:
+def test_format_without_a_runtime_is_told(tiny_onnx: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TensorRTRunner, "missing", lambda: "there is no NVIDIA driver.")
     assert runners_for(Format.TENSORRT) == []
-    with pytest.raises(MachineError, match=r"no runtime here runs tensorrt artifacts"):
+    with pytest.raises(MachineError, match=r"runs tensorrt artifacts\. tensorrt: there is no NVIDIA driver"):
         open_runner(replace(tiny_onnx, format=Format.TENSORRT))
 
 

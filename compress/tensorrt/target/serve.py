@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from . import child, cuda, engine
 
@@ -43,7 +43,7 @@ def main() -> int:
     return 0
 
 
-def send(stream: BinaryIO, header: Any, data: bytes = b"") -> None:
+def send(stream: IO[bytes], header: Any, data: bytes = b"") -> None:
     """Write a line of JSON and what follows it."""
     stream.write(json.dumps(header).encode() + b"\n" + data)
     stream.flush()
