@@ -29,6 +29,7 @@ class Log:
 
     def __init__(self, trt: Any) -> None:
         self.errors: deque[str] = deque(maxlen=LAST_LINES)
+        self.warnings: deque[str] = deque(maxlen=LAST_LINES)
         severity = trt.ILogger.Severity
         words = {severity.INTERNAL_ERROR: "error", severity.ERROR: "error", severity.WARNING: "warning"}
         log = self
@@ -41,14 +42,14 @@ class Log:
                 word = words.get(severity)
                 if word:
                     print(f"TensorRT {word}: {message}", file=sys.stderr, flush=True)
-                if word == "error":
-                    log.errors.append(message)
+                    (log.errors if word == "error" else log.warnings).append(message)
 
         self.logger = Logger()
 
     def told(self) -> str:
-        """The last errors, for the end of a sentence."""
-        return "\n  ".join(["TensorRT says:", *self.errors]) if self.errors else "TensorRT gives no reason."
+        """The last errors, or warnings if there are none, for the end of a sentence."""
+        said = self.errors or self.warnings
+        return "\n  ".join(["TensorRT says:", *said]) if said else "TensorRT gives no reason."
 
     def failure(self, what: str) -> TensorRTError:
         """The error for something that TensorRT did not do."""
