@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.errors import ModelError
+from compress.lint.graph import DEFAULT_VERSION, Graph
+from compress.lint.tensors import is_typed
 from compress.tensorrt.islands import islands
 from compress.tensorrt.opset import PORTABLE_OPSET, at_opset
 from compress.tensorrt.qdq import (
@@ -50,8 +53,10 @@ def forms(model: "onnx.ModelProto", features: Sequence[Array] = ()) -> Forms:
         features: Inputs, (batch, frames, num_mel_bins) each, on which values are compared with the range of FP16.
 
     Raises:
-        ModelError: If the graph cannot be converted.
+        ModelError: If the graph cannot be converted, or has types of 16 bits already.
     """
+    if is_typed(Graph(model, {}, DEFAULT_VERSION)):
+        raise ModelError("the graph has FP16 or BF16 in it already; both forms are made of one in FP32.")
     made = portable(inputs_of_layers_only(for_tensorrt(stored_weights(model))))
     float_nodes = islands(made, features)
     return Forms(float_weights(made), typed(made, float_nodes), float_nodes)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import ModelError
-from compress.lint.graph import QUANTIZERS, Graph, graphs_in
+from compress.lint.graph import DEFAULT_VERSION, QUANTIZERS, Graph, graphs_in
 from compress.lint.quantization import LEAST_FP16_SCALE
 from compress.lint.tensors import LARGEST_FP16
 from compress.onnx_file import open_session
@@ -56,7 +56,7 @@ def islands(model: "onnx.ModelProto", features: Sequence[Array] = ()) -> dict[st
     Raises:
         ModelError: If the graph has branches or loops, or values of an unknown type.
     """
-    graph = Graph(model, {}, (10, 0))
+    graph = Graph(model, {}, DEFAULT_VERSION)
     for node in graph.nodes:
         if graphs_in(node):
             raise ModelError(

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from compress.errors import ModelError
-from compress.lint.graph import Graph, attribute, name_of
+from compress.lint.graph import DEFAULT_VERSION, Graph, attribute, name_of
 
 if TYPE_CHECKING:
     import onnx
@@ -25,7 +25,7 @@ def at_opset(model: "onnx.ModelProto", version: int) -> "onnx.ModelProto":
     import onnx
     from onnx import version_converter
 
-    own = Graph(model, {}, (10, 0)).opset
+    own = Graph(model, {}, DEFAULT_VERSION).opset
     result = onnx.ModelProto()
     result.CopyFrom(model)
     # The converter has no way down for Pad and Split of opset 18, and of reductions it leaves attributes behind.
@@ -47,7 +47,7 @@ def below_18(model: "onnx.ModelProto") -> None:
     """Write the operators of opset 18 as opset 17 has them, in place."""
     from onnx import helper
 
-    graph = Graph(model, {}, (10, 0))
+    graph = Graph(model, {}, DEFAULT_VERSION)
     for node in graph.nodes:
         kind = node.op_type
         if kind in NEW_IN_18:

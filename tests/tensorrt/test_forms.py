@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from compress.artifact import Artifact
+from compress.errors import ModelError
 from compress.lint import Shapes, lint
 from compress.passes import PTQ, TRT, Context
 from compress.tensorrt.forms import Forms, forms
@@ -80,6 +81,13 @@ def test_weights_are_fp32_before_q_in_the_portable_form_and_int8_in_the_typed(ti
 def test_forms_of_forms_change_nothing_more(tiny_symmetric) -> None:
     once = forms(graph_of(tiny_symmetric)).portable
     assert forms(once).portable == once
+
+
+def test_a_graph_in_fp16_is_refused(tiny_onnx) -> None:
+    with pytest.raises(
+        ModelError, match=r"the graph has FP16 or BF16 in it already; both forms are made of one in FP32"
+    ):
+        forms(forms(graph_of(tiny_onnx)).typed)
 
 
 def test_metadata_goes_along(tiny_onnx) -> None:
