@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, final, get_args
 
@@ -114,8 +114,7 @@ class TRT(Pass):
             files = build_here(files, context)
             row = json.loads(files["row.json"])
             notes += [f"built here: {row['precision']} on {row['device']}, {row['runtime']}"]
-            made = artifact.with_files(files, self.step(*notes), self.returns, row["precision"])
-            return replace(made, golden=artifact.golden)
+            return artifact.with_files(files, self.step(*notes), self.returns, row["precision"])
         deferral = Deferral(f"{missing}; no engine was built.", COMMAND)
         return artifact.with_files(files, self.step(*notes), self.returns, precision, deferral)
 
