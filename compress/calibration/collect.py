@@ -1,7 +1,10 @@
 """Ranges of tensors, collected utterance by utterance: memory grows neither with their number nor with their length."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -21,6 +24,7 @@ Array = NDArray[np.float32]
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 
 MAX_FRAMES = 500  # longer utterances are run in equal pieces, since all wanted tensors of a run are held at once
+MAX_RUNS = 4  # at once, each with tensors of its own; further threads work within a run
 COUNTED = 1 << 14  # values of a tensor in a run that enter its histogram, of more; its extremes are always exact
 
 
@@ -72,16 +76,18 @@ class Tensor:
     def __init__(self) -> None:
         self.low, self.high = math.inf, -math.inf
         self.histogram = Histogram()
+        self.lock = threading.Lock()
 
     def add(self, values: Array, count: bool) -> bool:
         """Take in the values of a run, counting them only on request; False if one is NaN or infinite."""
         low, high = float(values.min()), float(values.max())  # NaN if there is one
         if not (math.isfinite(low) and math.isfinite(high)):
             return False
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        if count:
-            counted, step = thinned(values, COUNTED)
-            self.histogram.add(counted, low, high, step)
+        with self.lock:
+            self.low, self.high = min(self.low, low), max(self.high, high)
+            if count:
+                counted, step = thinned(values, COUNTED)
+                self.histogram.add(counted, low, high, step)
         return True
 
     def range(self, method: Method, symmetric: bool, percentile: float) -> Range:
@@ -126,7 +132,8 @@ def collect_ranges(
             ``mse`` the values. All but ``minmax`` rest on at most ``COUNTED`` values of a tensor from each run.
         symmetric: Whether the ranges are to be -x..x, as TensorRT wants them.
         percentile: Of the values that ``percentile`` covers, the rest being cut on both sides alike.
-        threads: For the runtime.
+        threads: Utterances are run side by side, ``MAX_RUNS`` at most: in networks as small as these, a second thread
+            within an utterance gains little. The result does not depend on it.
 
     Raises:
         SettingError: If there is no such method, or the percentile is none.
@@ -139,17 +146,36 @@ def collect_ranges(
     if not 50 < percentile <= 100:
         raise SettingError(f"the calibration percentile must be over 50 and up to 100, got {percentile}.")
     found = {name: Tensor() for name in tensors}
-    session = _open(model, list(found), threads)
+    runs = min(threads, MAX_RUNS)
+    session = _open(model, list(found), threads // runs)
     count = frames = 0
-    for utterance in utterances:
-        count, frames = count + 1, frames + len(utterance)
-        for piece in np.array_split(utterance, max(1, math.ceil(len(utterance) / MAX_FRAMES))):
-            for name, values in zip(found, _run(session, piece, count), strict=True):
-                if not found[name].add(values, count=method != "minmax"):
-                    raise InputError(
-                        f"{maker_of(model, name)} is NaN or infinite on calibration utterance {count}. Check the"
-                        " weights of the network there."
-                    )
+
+    def pieces() -> Iterator[tuple[Array, int]]:
+        nonlocal count, frames
+        for utterance in utterances:
+            count, frames = count + 1, frames + len(utterance)
+            for piece in np.array_split(utterance, max(1, math.ceil(len(utterance) / MAX_FRAMES))):
+                yield piece, count
+
+    def take_in(piece: Array, number: int) -> None:
+        for name, values in zip(found, _run(session, piece, number), strict=True):
+            if not found[name].add(values, count=method != "minmax"):
+                raise InputError(
+                    f"{maker_of(model, name)} is NaN or infinite on calibration utterance {number}. Check the"
+                    " weights of the network there."
+                )
+
+    begun: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(runs, "calibration") as pool:
+        try:
+            for piece, number in pieces():
+                if len(begun) == 2 * runs:  # no more are read than can be worked on
+                    begun.popleft().result()
+                begun.append(pool.submit(take_in, piece, number))
+            while begun:
+                begun.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
     if not count:
         raise InputError("there are no calibration utterances; at least one is needed.")
     ranges = {name: tensor.range(method, symmetric, percentile) for name, tensor in found.items()}

@@ -3,6 +3,7 @@
 import builtins
 import math
 from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,16 @@ def test_order_of_utterances_does_not_matter(model: onnx.ModelProto, utterances,
     found = collect_ranges(model, TENSORS, utterances, method)
     for order in (utterances[::-1], utterances[3:] + utterances[:3]):
         assert collect_ranges(model, TENSORS, order, method) == found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_number_of_threads_does_not_matter(model: onnx.ModelProto, utterances, method: Method) -> None:
+    alone = collect_ranges(model, TENSORS, utterances, method)
+    for threads in (2, 9):
+        found = collect_ranges(model, TENSORS, utterances, method, threads=threads)
+        assert (found.utterances, found.frames) == (alone.utterances, alone.frames)
+        for name, chosen in alone.ranges.items():  # kernels may sum in another order
+            assert astuple(found.ranges[name]) == pytest.approx(astuple(chosen), rel=1e-5)
 
 
 def test_long_utterances_are_run_in_equal_pieces(model: onnx.ModelProto) -> None:
