@@ -61,6 +61,9 @@ def parser(bundle: Mapping[str, Any]) -> argparse.ArgumentParser:
         ("max_batch", "largest batch"),
     ):
         add(f"--{name.replace('_', '-')}", int, settings[name], text)
+    made.add_argument(
+        "--form", choices=("portable", "typed"), help="the graph to build (default: typed from TensorRT 10.12 on)"
+    )
     add("--min-cosine", float, settings["min_cosine"], "INT8 must be as near to FP32 as this")
     add("--device", int, 0, "index of the GPU")
     add("--workspace-mb", int, None, "memory to try kernels in (default: half of what is free)")
@@ -92,8 +95,11 @@ def main(folder: Path, arguments: Sequence[str]) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {folder} cannot be written: {error}. Free some space, or copy it elsewhere.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("interrupted; nothing was changed", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
 
 
@@ -205,7 +211,8 @@ class Builder:
         Raises:
             BuildError: If the bundle has no graph of the precision that is wanted.
         """
-        graphs = [graph for graph in self.bundle["graphs"] if graph["typed"] == self.here["typed"]]
+        typed = self.here["typed"] if self.options.form is None else self.options.form == "typed"
+        graphs = [graph for graph in self.bundle["graphs"] if graph["typed"] == typed]
         wanted = ("int8", "fp16") if self.options.precision == "best" else (self.options.precision,)
         found = [graph for precision in wanted for graph in graphs if graph["precision"] == precision]
         if not found:

@@ -242,6 +242,8 @@ def main() -> int:
         found: dict[str, Any] = {"answer": STEPS[step](json.load(sys.stdin))}
     except ERRORS as error:
         found = {"error": str(error)}
+    except OSError as error:
+        found = {"error": f"{step}: {error}. Free some space, or copy the folder to where it can be written."}
     except MemoryError:
         found = {"error": f"{step}: out of memory. End other programs, or give a smaller --max-frames or --max-batch."}
     Path(answer).write_text(json.dumps(found))

@@ -118,6 +118,7 @@ def build(
     builder = started(trt, trt.Builder, log, driver)
     if hasattr(trt, "init_libnvinfer_plugins"):
         trt.init_libnvinfer_plugins(log.logger, "")
+    versions.check_form(trt, graph["typed"])
     bits, network_names = versions.network_flags(trt, graph["typed"])
     network = builder.create_network(bits)
     parser = trt.OnnxParser(network, log.logger)

@@ -97,6 +97,16 @@ def wants_typed(trt: Any) -> bool:
     return not takes_flags(trt) or version(trt) >= TYPED_FROM
 
 
+def check_form(trt: Any, typed: bool) -> None:
+    """Refuse a graph whose precision would have to be a flag where there are no such flags.
+
+    Raises:
+        TensorRTError: Naming the form to build.
+    """
+    if not typed and not takes_flags(trt):
+        raise TensorRTError(f"TensorRT {trt.__version__} has no FP16 flag; build its typed graph.")
+
+
 def network_flags(trt: Any, typed: bool) -> tuple[int, tuple[str, ...]]:
     """What ``create_network`` is given, and its names."""
     flags = trt.NetworkDefinitionCreationFlag
@@ -125,8 +135,6 @@ def set_builder_flags(trt: Any, config: Any, typed: bool, quantized: bool, float
         if float_layers:
             names.append("OBEY_PRECISION_CONSTRAINTS")
     for name in names:
-        if not hasattr(trt.BuilderFlag, name):
-            raise TensorRTError(f"TensorRT {trt.__version__} has no {name} flag; build its typed graph.")
         config.set_flag(getattr(trt.BuilderFlag, name))
     return tuple(names)
 

@@ -1,6 +1,7 @@
 """From a bundle to an engine, with FakeDriver and FakeTensorRT: child processes and files are real, the GPU is not."""
 
 import ast
+import functools
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compress.tensorrt.target import build_engine, child, cuda, engine, plan
+from compress.tensorrt.target import build_engine, child, cuda, devices, engine, plan
 from compress.tensorrt.target.build_engine import choose, main, problem_of, trtexec_command, trtexec_times
 from compress.tensorrt.target.versions import TensorRTError
 
@@ -254,6 +255,37 @@ def test_a_precision_without_a_graph_names_those_there_are(bundle_folder, fake_t
     assert "the bundle has no int8 graph, only fp16. Run ptq before trt" in capsys.readouterr().err
 
 
+def test_the_other_form_can_be_asked_for(bundle_folder, fake_tensorrt, in_process, capsys) -> None:
+    fake_tensorrt("10.12.0.36")
+    assert main(bundle_folder, [*QUICK, "--precision", "int8", "--form", "portable"]) == 0
+    (about,) = read(bundle_folder, "build.json")["candidates"]
+    assert (about["file"], about["builder_flags"][:2]) == ("portable.onnx", ["FP16", "INT8"])
+    fake_tensorrt("11.4.0.106")
+    assert main(bundle_folder, [*QUICK, "--precision", "int8", "--form", "portable"]) == 1
+    assert "has no FP16 flag; build its typed graph" in capsys.readouterr().err
+
+
+def test_a_folder_without_space_is_told(bundle_folder: Path, fake_tensorrt, small_disk: Path, capsys) -> None:
+    fake_tensorrt()
+    small = small_disk / "bundle"
+    (small / "target").mkdir(parents=True)
+    record = read(bundle_folder, "bundle.json")
+    needed = ("portable-fp16.onnx", "references.npz")
+    record["sha256"] = {name: record["sha256"][name] for name in needed}
+    (small / "bundle.json").write_text(json.dumps(record))
+    for name in needed:
+        (small / name).symlink_to(bundle_folder / name)
+    (small_disk / "more").write_bytes(bytes(_free(small_disk)))
+    assert main(small, [*QUICK, "--precision", "fp16"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert not (small / "model.plan").exists()
+
+
+def _free(folder: Path) -> int:
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
 # --- Loaded engines -----------------------------------------------------------------------------------------------
 
 
@@ -418,3 +450,37 @@ def test_children_find_the_package_wherever_it_lies() -> None:
 def test_steps_are_known_by_name() -> None:
     assert set(child.STEPS) == {"identify", "build", "check", "measure", "figures"}
     assert build_engine.NEEDED_COSINE == {"fp16": 0.9999, "int8": 0.999}
+
+
+# --- Measuring ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_measured_is_recorded(bundle_folder, fake_tensorrt, in_process, capsys, monkeypatch) -> None:
+    """The figures are of FakeDriver and mean nothing; that they arrive is what is tested."""
+    fake_tensorrt()
+    short = {"warmup_s": 0.0, "seconds": 0.01, "iterations": 2, "rounds": 1, "batches": (1, 2), "streams": (1, 2)}
+    monkeypatch.setattr(child.measure_, "Settings", functools.partial(child.measure_.Settings, **short, energy_s=0.0))
+    assert main(bundle_folder, ["--precision", "fp16"]) == 0
+    measured, row = read(bundle_folder, "build.json")["measured"], read(bundle_folder, "row.json")
+    assert measured["shape"] == [1, 60, 16]  # 3 s are outside the profile
+    assert [entry["batch"] for entry in measured["throughput"]] == [1, 2]
+    assert row["latency_ms"]["p50"] > 0
+    assert row["rtf"] == pytest.approx(row["latency_ms"]["mean"] / 1000 / 0.62)
+    assert "end to end" in capsys.readouterr().out
+
+
+def test_trtexec_is_a_check_from_outside(bundle_folder, fake_tensorrt, in_process, capsys, monkeypatch) -> None:
+    fake_tensorrt()
+    program = bundle_folder.parent / "trtexec"
+    program.write_text("#!/bin/sh\necho \"$@\" > asked\necho '[I] GPU Compute Time: min = 1 ms, median = 1.5 ms'\n")
+    program.chmod(0o755)
+    monkeypatch.chdir(bundle_folder.parent)
+    found = devices.Installed(None, None, str(program))
+    monkeypatch.setattr(devices, "find_tensorrt", lambda: found)
+    assert main(bundle_folder, [*QUICK, "--precision", "fp16", "--trtexec"]) == 0
+    assert "trtexec: median 1.500 ms of GPU compute" in capsys.readouterr().err
+    assert read(bundle_folder, "build.json")["trtexec"]["gpu_compute_ms"] == {"min": 1.0, "median": 1.5}
+    assert f"--loadEngine={bundle_folder / 'model.plan'} --shapes=feats:1x40x16" in Path("asked").read_text()
+    program.write_text("#!/bin/sh\nexit 3\n")
+    assert main(bundle_folder, [*QUICK, "--precision", "fp16", "--trtexec", "--force"]) == 0
+    assert "trtexec gives no times (status 3)" in capsys.readouterr().err
