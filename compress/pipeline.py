@@ -171,6 +171,7 @@ def calibration_context(calibration: DataFolder, source: Artifact) -> Context:
         calibration=[partial(calibration_features, calibration, name, source) for name in names],
         speakers=[calibration.speakers.get(name) for name in names],
         measure=measure,
+        source=source,
     )
 
 

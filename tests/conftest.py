@@ -95,9 +95,17 @@ def tiny() -> Artifact:
 
 
 @pytest.fixture(scope="session")
-def tiny_context(noise) -> Context:
-    """Calibration features for the tiny network."""
-    return Context(calibration=[lambda features=features: features for features in noise(60, 16)])
+def tiny_teacher() -> Artifact:
+    """A network like the tiny one, of other weights and a little wider."""
+    torch.manual_seed(1)
+    return Artifact.from_module(settle(Tiny(channels=56), 16), FrontEnd(num_mel_bins=16))
+
+
+@pytest.fixture(scope="session")
+def tiny_context(noise, tiny_teacher: Artifact) -> Context:
+    """Calibration features for the tiny network, in a run that started from ``tiny_teacher``."""
+    calibration = [lambda features=features: features for features in noise(60, 16)]
+    return Context(calibration=calibration, source=tiny_teacher)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 
 from compress.errors import SettingError, unknown_name
 from compress.passes.base import Cell, Context, Pass, Preview, build
+from compress.passes.distill import Distill
 from compress.passes.onnx_export import Onnx
 from compress.passes.openvino import OpenVINO
 from compress.passes.optimize import Optimize
@@ -13,13 +14,14 @@ from compress.passes.prune import Prune
 from compress.passes.ptq import PTQ
 from compress.passes.trt import TRT
 
-OWN: tuple[type[Pass], ...] = (Prune, Onnx, Optimize, PTQ, TRT, OpenVINO)
+OWN: tuple[type[Pass], ...] = (Prune, Distill, Onnx, Optimize, PTQ, TRT, OpenVINO)
 
 __all__ = [
     "PTQ",
     "TRT",
     "Cell",
     "Context",
+    "Distill",
     "Onnx",
     "OpenVINO",
     "Optimize",

@@ -40,6 +40,7 @@ class Context:
         progress: Shows how far long work is.
         measure: Gives the duration in seconds and the level in decibels of the calibration utterance at a place of
             the list, where there is audio and not only features.
+        source: The network that the run started from.
     """
 
     calibration: Sequence[Callable[[], Array]] = ()
@@ -49,6 +50,7 @@ class Context:
     speakers: Sequence[str | None] = ()
     progress: Progress = field(default_factory=Silent)
     measure: Callable[[int], tuple[float, float]] | None = None
+    source: Artifact | None = None
 
     def utterances(self, wanted: int, name: str) -> list[Callable[[], Array]]:
         """Give ``wanted`` calibration utterances, spread evenly over the list.

@@ -1,0 +1,351 @@
+"""Teaching a student: a short training on what a teacher said of a fixed set of crops."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.errors import ModelError
+from compress.progress import Progress
+from compress.training import distillation
+from compress.training.loss import AAMSoftmax
+from compress.training.taps import Tap, stretched, tapped
+from compress.training.teacher import Answers
+
+Relation: TypeAlias = Literal["cosine", "distance", "angle"]
+FeatureLoss: TypeAlias = Literal["mse", "cosine"]
+
+RELATIONS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cosine": distillation.cosine_matrix_loss,
+    "distance": distillation.distance_loss,
+    "angle": distillation.angle_loss,
+}
+FEATURE_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": distillation.feature_mse_loss,
+    "cosine": distillation.feature_cosine_loss,
+}
+WARMUP = 0.05  # of all steps
+LAST_RATE = 0.01  # of the learning rate
+CLIP = 5.0  # norm of the gradient
+AVERAGE_DECAY = 0.99  # of the moving average of the weights
+TOLD_EVERY = 50  # steps
+CENTER_CROPS = 4  # of each speaker, from which the student's classes start
+
+
+@dataclass(frozen=True)
+class Objective:
+    """L = alpha CE + beta KD + gamma feature + delta relation + embedding: the weights, and what shapes each term.
+
+    Attributes:
+        alpha: Of the classification of speakers, AAM-softmax.
+        beta: Of the soft labels.
+        beta_decay: Part of ``beta`` that is gone at the last step; it falls linearly.
+        gamma: Of the features.
+        delta: Of the relations, whose losses are added up.
+        embedding: Of 1 - cosine to the teacher's embedding.
+        temperature: Of the soft labels.
+        margin: Of AAM-softmax, in radians.
+        scale: Of the cosines to class centers, for AAM-softmax and soft labels.
+        feature_loss: How features are compared.
+        relations: Which relations are.
+    """
+
+    alpha: float = 0.0
+    beta: float = 0.0
+    beta_decay: float = 0.0
+    gamma: float = 0.0
+    delta: float = 0.0
+    embedding: float = 0.0
+    temperature: float = 4.0
+    margin: float = 0.2
+    scale: float = 32.0
+    feature_loss: FeatureLoss = "mse"
+    relations: tuple[Relation, ...] = ("cosine",)
+
+    @property
+    def needs_speakers(self) -> bool:
+        """Whether crops must have labels."""
+        return self.alpha > 0 or self.beta > 0
+
+    def weights(self, progress: float) -> dict[str, float]:
+        """The weight of each term that counts, when ``progress`` (0..1) of the steps are done."""
+        beta = self.beta * (1 - self.beta_decay * progress)
+        found = {
+            "CE": self.alpha,
+            "KD": beta,
+            "feature": self.gamma,
+            "relation": self.delta,
+            "embedding": self.embedding,
+        }
+        return {name: weight for name, weight in found.items() if weight > 0}
+
+    def relation(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The losses of all relations, added up; embeddings (batch, embedding_size) of either size."""
+        return torch.stack([RELATIONS[name](student, teacher) for name in self.relations]).sum()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast is learned."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+
+    def rate(self, step: int) -> float:
+        """Linear warm-up, then half a cosine down to a hundredth."""
+        warmup = max(1, round(WARMUP * self.steps))
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        progress = (step - warmup) / max(1, self.steps - warmup)
+        return self.learning_rate * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """Crops with what the teacher said of them.
+
+    Attributes:
+        crops: (crops, frames, num_mel_bins).
+        answers: Of the teacher.
+        speakers: Numbers from 0, (crops,), where terms need them.
+    """
+
+    crops: Tensor
+    answers: Answers
+    speakers: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of the training.
+
+    Attributes:
+        model: The nearest to the teacher on held-out crops: ``given``, ``trained`` or ``averaged`` weights.
+        chosen: Which of them it is.
+        distances: How far each of them is.
+        cosines: Mean cosine of each to the teacher's embeddings, where they have one size.
+        losses: Mean of each term, not weighted, over the last steps.
+        step_s: Median seconds of a step.
+    """
+
+    model: nn.Module
+    chosen: str
+    distances: Mapping[str, float]
+    cosines: Mapping[str, float]
+    losses: Mapping[str, float]
+    step_s: float
+
+
+class Learner:
+    """A student with what it needs only while it learns: adapters and a classifier.
+
+    The student stays in eval mode: its batch norms use the running statistics and do not renew them. So a crop's
+    embedding depends on that crop alone, as the teacher's does and as in use. Statistics of a batch would move the
+    embeddings by more than the student is away from its teacher: a batch of 16 crops, of few speakers, has another
+    mean than all speech. Scales and offsets of batch norm are learned.
+
+    Args:
+        model: Changed in place.
+        objective: What counts.
+        taps: Layers to compare.
+        lesson: The crops to learn from.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    def __init__(
+        self, model: nn.Module, objective: Objective, taps: Sequence[Tap], lesson: Lesson, device: str = "cpu"
+    ) -> None:
+        self.model, self.objective, self.taps, self.lesson, self.device = model, objective, taps, lesson, device
+        self.heads = nn.ModuleDict()
+        with tapped(model, [tap.student for tap in taps]) as seen, torch.no_grad():
+            width = model(lesson.crops[:2].to(device)).shape[1]
+            ours = [stretched(seen[tap.student], tap.student_axis) for tap in taps]
+        wanted = lesson.answers.embeddings.shape[1]
+        if objective.embedding and width != wanted:
+            self.heads["embedding"] = nn.Linear(width, wanted, bias=False)
+        for i, (own, theirs) in enumerate(zip(ours, lesson.answers.features, strict=True)):
+            if own.shape[1] != theirs.shape[1]:
+                self.heads[f"feature_{i}"] = nn.Conv1d(own.shape[1], theirs.shape[1], 1)
+        # Layers differ in scale by magnitudes; relative to the teacher's own, one weight fits all.
+        self.scales = [feature.square().mean().sqrt().clamp(min=1e-6) for feature in lesson.answers.features]
+        self.centers = torch.empty(0)
+        if objective.needs_speakers:
+            assert lesson.speakers is not None, "the pass refuses labels' terms without speakers"
+            self.centers = class_centers(lesson.answers.embeddings, lesson.speakers).to(device)
+            classifier = AAMSoftmax(width, len(self.centers), objective.margin, objective.scale)
+            classifier.weight.data = self.starting_classes(lesson.speakers)
+            self.heads["classifier"] = self.classifier = classifier
+        self.heads.to(device)
+
+    def starting_classes(self, speakers: Tensor) -> Tensor:
+        """The student's own mean embedding of some crops of each speaker, (speakers, embedding_size)."""
+        chosen = torch.cat([torch.nonzero(speakers == s)[:CENTER_CROPS, 0] for s in range(int(speakers.max()) + 1)])
+        given = embeddings_of(self.model, self.lesson.crops[chosen], self.device)
+        return class_centers(given, speakers[chosen])
+
+    def losses(self, places: Tensor) -> dict[str, Tensor]:
+        """Every term that counts, of the crops at ``places``, not weighted."""
+        objective, answers = self.objective, self.lesson.answers
+        with tapped(self.model, [tap.student for tap in self.taps]) as seen:
+            given = self.model(self.lesson.crops[places].to(self.device))
+        wanted = answers.embeddings[places].to(self.device)
+        found: dict[str, Tensor] = {}
+        if objective.needs_speakers:
+            assert self.lesson.speakers is not None
+            labels, classifier = self.lesson.speakers[places].to(self.device), self.classifier
+            if objective.alpha:
+                found["CE"] = classifier(given, labels)[0]
+            if objective.beta:
+                ours = distillation.class_logits(given, classifier.weight, objective.scale)
+                theirs = distillation.class_logits(wanted, self.centers, objective.scale)
+                found["KD"] = distillation.soft_label_loss(ours, theirs, objective.temperature)
+        if objective.gamma:
+            compare = FEATURE_LOSSES[objective.feature_loss]
+            terms = []
+            for i, tap in enumerate(self.taps):
+                own = stretched(seen[tap.student], tap.student_axis)
+                adapted = self.heads[f"feature_{i}"](own) if f"feature_{i}" in self.heads else own
+                theirs = answers.features[i][places].to(self.device)
+                terms.append(compare(adapted / self.scales[i], theirs / self.scales[i]))
+            found["feature"] = torch.stack(terms).mean()
+        if objective.delta:
+            found["relation"] = objective.relation(given, wanted)
+        if objective.embedding:
+            adapted = self.heads["embedding"](given) if "embedding" in self.heads else given
+            found["embedding"] = distillation.embedding_loss(adapted, wanted)
+        return found
+
+
+@torch.no_grad()
+def class_centers(embeddings: Tensor, speakers: Tensor) -> Tensor:
+    """Mean of the normalised embeddings (crops, embedding_size) of each speaker: (speakers, embedding_size)."""
+    sums = torch.zeros(int(speakers.max()) + 1, embeddings.shape[1]).index_add_(0, speakers, F.normalize(embeddings))
+    return F.normalize(sums)
+
+
+@torch.no_grad()
+def embeddings_of(model: nn.Module, crops: Tensor, device: str = "cpu", batch_size: int = 16) -> Tensor:
+    """(crops, frames, num_mel_bins) -> (crops, embedding_size)."""
+    return torch.cat([model(batch.to(device)).cpu() for batch in torch.split(crops, batch_size)])
+
+
+def distance_to(answers: Answers, embeddings: Tensor, objective: Objective) -> float:
+    """How far a student is from its teacher: the terms that need nothing learned beside the student.
+
+    Those are 1 - cosine, where it counts and the embeddings have one size, and the relations. Without either, the
+    matrix of cosines alone.
+    """
+    same_size = embeddings.shape[1] == answers.embeddings.shape[1]
+    terms = []
+    if objective.embedding and same_size:
+        terms.append(objective.embedding * distillation.embedding_loss(embeddings, answers.embeddings))
+    if objective.delta:
+        batches = zip(
+            torch.split(embeddings, 16), torch.split(answers.embeddings, 16), strict=True
+        )  # of triplets there are n^3
+        found = [objective.relation(ours, theirs) for ours, theirs in batches if len(ours) > 2]
+        terms.append(objective.delta * torch.stack(found).mean())
+    if not terms:
+        terms.append(distillation.cosine_matrix_loss(embeddings, answers.embeddings))
+    return float(torch.stack(terms).sum())
+
+
+def batches(count: int, batch_size: int, steps: int, seed: int) -> list[Tensor]:
+    """Places of the crops of each step: a new order of all of them in each round, cut into batches of one size."""
+    rng = np.random.default_rng(seed)
+    size = min(batch_size, count)
+    a_round = count // size
+    rounds = [rng.permutation(count)[: a_round * size].reshape(a_round, size) for _ in range(-(-steps // a_round))]
+    return list(torch.from_numpy(np.concatenate(rounds)[:steps]))
+
+
+def distill(
+    given: nn.Module,
+    lesson: Lesson,
+    held_out: Lesson,
+    taps: Sequence[Tap],
+    objective: Objective,
+    schedule: Schedule,
+    progress: Progress,
+    device: str = "cpu",
+) -> Outcome:
+    """Teach a copy of a network; of it, its moving average and the network as it was given, the nearest is kept.
+
+    Args:
+        given: The student, in eval mode; not changed.
+        lesson: What it learns from.
+        held_out: What is measured on.
+        taps: Layers to compare.
+        objective: What counts.
+        schedule: How long and how fast.
+        progress: Shows the steps, and tells the losses.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        ModelError: If a loss or its gradient is NaN or infinite.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(schedule.seed)  # adapters start at random
+        learner = Learner(copy.deepcopy(given).to(device), objective, taps, lesson, device)
+    student = learner.model
+    average = copy.deepcopy(student)
+    parameters = [*student.parameters(), *learner.heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, schedule.learning_rate, weight_decay=0.0)
+    told: list[dict[str, float]] = []
+    seconds = []
+    plan = batches(len(lesson.crops), schedule.batch_size, schedule.steps, schedule.seed)
+    for step, places in enumerate(progress.track(plan, "distilling")):
+        started = time.monotonic()
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate(step)
+        found = learner.losses(places)
+        weights = objective.weights(step / max(1, schedule.steps - 1))
+        loss = torch.stack([weights[name] * found[name] for name in weights]).sum()
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        norm = nn.utils.clip_grad_norm_(parameters, CLIP)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise ModelError(
+                f"distillation diverged at step {step + 1}: loss {loss.item():g}, norm of its gradient"
+                f" {norm.item():g}. Lower distill.learning_rate."
+            )
+        optimizer.step()
+        follow(average, student, min(AVERAGE_DECAY, (1 + step) / (10 + step)))
+        seconds.append(time.monotonic() - started)
+        told.append({"loss": loss.item()} | {name: term.item() for name, term in found.items()})
+        if (step + 1) % TOLD_EVERY == 0 or step + 1 == len(plan):
+            recent = means(told[-TOLD_EVERY:])
+            terms = ", ".join(f"{name} {value:.3g}" for name, value in recent.items())
+            progress.say(f"step {step + 1} of {len(plan)}: {terms}; {np.median(seconds):.2f} s a step")
+    candidates = {"given": given, "trained": student, "averaged": average}
+    embeddings = {name: embeddings_of(model.cpu(), held_out.crops) for name, model in candidates.items()}
+    distances = {name: distance_to(held_out.answers, found, objective) for name, found in embeddings.items()}
+    wanted = held_out.answers.embeddings
+    cosines = {
+        name: 1 - float(distillation.embedding_loss(found, wanted))
+        for name, found in embeddings.items()
+        if found.shape == wanted.shape
+    }
+    chosen = min(distances, key=distances.__getitem__)
+    return Outcome(candidates[chosen], chosen, distances, cosines, means(told[-TOLD_EVERY:]), float(np.median(seconds)))
+
+
+def means(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each value over lines that have the same."""
+    return {name: sum(line[name] for line in lines) / len(lines) for name in lines[0]}
+
+
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move averaged weights towards the present ones."""
+    for mean, value in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
