@@ -52,6 +52,7 @@ def call(
         StepError: If it fails, or crashes.
     """
     last: deque[str] = deque(maxlen=LAST_LINES)
+    crashed = False
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         process = subprocess.Popen(
@@ -65,9 +66,10 @@ def call(
             feed(process, json.dumps(request).encode())
             for line in lines_of(process, lambda seconds: say(f"still {doing} ({seconds:.0f} s)")):
                 log(line)
+                crashed = crashed or line.startswith("Fatal Python error")  # the stack of Python follows: for the log
                 if line.startswith(STEP):
                     say(line[len(STEP) :])
-                elif line.strip():
+                elif line.strip() and not crashed:
                     last.append(line)
             status = process.wait()
         finally:
