@@ -1,7 +1,6 @@
 """FakeDriver and FakeTensorRT: they stand in for the GPU that is not here."""
 
 import importlib
-import json
 import shutil
 import subprocess
 import sys
@@ -115,10 +114,3 @@ def bundle_folder(bundle_files: dict[str, bytes], tmp_path: Path) -> Path:
     for name, data in bundle_files.items():
         (folder / name).write_bytes(data)
     return folder
-
-
-@pytest.fixture
-def record(bundle_folder: Path) -> dict[str, object]:
-    """The bundle's bundle.json."""
-    found: dict[str, object] = json.loads((bundle_folder / "bundle.json").read_text())
-    return found
