@@ -5,7 +5,6 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -24,9 +23,8 @@ if TYPE_CHECKING:
 Array = NDArray[np.float32]
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 
-MAX_FRAMES = 500  # longer utterances are run in equal pieces, since all wanted tensors of a run are held at once
+MAX_FRAMES = 300  # longer utterances are run in equal pieces, since all wanted tensors of a run are held at once
 MAX_RUNS = 4  # at once, each with tensors of its own; further threads work within a run
-MEAN_FRAMES = 350  # times the runs: frames that are worked on at once, so that two long pieces do not meet
 COUNTED = 1 << 14  # values of a tensor in a run that enter its histogram, of more; its extremes are always exact
 
 
@@ -113,27 +111,6 @@ class Tensor:
         return Range(low, high, self.low, self.high, clipped)
 
 
-class Room:
-    """Frames that may be worked on at once; one piece may always, however long."""
-
-    def __init__(self, frames: int) -> None:
-        self.frames, self.taken = frames, 0
-        self.changed = threading.Condition()
-
-    @contextmanager
-    def for_frames(self, count: int) -> Iterator[None]:
-        """Wait until there is room for so many frames, and take it."""
-        with self.changed:
-            self.changed.wait_for(lambda: not self.taken or self.taken + count <= self.frames)
-            self.taken += count
-        try:
-            yield
-        finally:
-            with self.changed:
-                self.taken -= count
-                self.changed.notify_all()
-
-
 def collect_ranges(
     model: "onnx.ModelProto",
     tensors: Sequence[str],
@@ -180,16 +157,13 @@ def collect_ranges(
             for piece in np.array_split(utterance, max(1, math.ceil(len(utterance) / MAX_FRAMES))):
                 yield piece, count
 
-    room = Room(MEAN_FRAMES * runs)
-
     def take_in(piece: Array, number: int) -> None:
-        with room.for_frames(len(piece)):
-            for name, values in zip(found, _run(session, piece, number), strict=True):
-                if not found[name].add(values, count=method != "minmax"):
-                    raise InputError(
-                        f"{maker_of(model, name)} is NaN or infinite on calibration utterance {number}. Check the"
-                        " weights of the network there."
-                    )
+        for name, values in zip(found, _run(session, piece, number), strict=True):
+            if not found[name].add(values, count=method != "minmax"):
+                raise InputError(
+                    f"{maker_of(model, name)} is NaN or infinite on calibration utterance {number}. Check the"
+                    " weights of the network there."
+                )
 
     begun: deque[Future[None]] = deque()
     with ThreadPoolExecutor(runs, "calibration") as pool:
