@@ -28,7 +28,7 @@ COMMANDS = {
 }
 
 # For the help page, which does not import the passes: they import PyTorch.
-OWN_PASSES = ("prune", "onnx", "optimize", "ptq", "trt", "openvino")
+OWN_PASSES = ("prune", "distill", "onnx", "optimize", "ptq", "trt", "openvino")
 
 
 class LazyGroup(click.Group):
