@@ -185,6 +185,10 @@ class Builder:
         wanted = self.candidates()
         with plan.lock(self.plan, lambda: self.say("another process builds this plan; waiting for it")):
             why = self.why_build(wanted)
+            if why is None and self.not_measured():
+                self.say(f"{self.plan.name} fits, but was not measured as it is asked now")
+                self.measure()
+                return 0
             if why is None:
                 self.say(f"{self.plan.name} fits; nothing to do. --force builds it anyway")
                 return 0
@@ -198,12 +202,27 @@ class Builder:
         reasons = [plan.why_build(self.plan, entry["key"]) for entry in wanted]
         if None not in reasons:
             return reasons[0]
-        if not (self.folder / ROW).is_file():
+        record = plan.read_sidecar(self.plan)
+        if self.read(BUILT) is None or (self.read(ROW) or {}).get("sha256") != record["sha256"]:
             return "it was not finished"
-        before = plan.read_sidecar(self.plan).get("wanted")
+        before = record.get("wanted")
         if self.options.precision == "best" and before != "best":
             return f"the one that is there was built with --precision {before}, the other was not tried"
         return None
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A file that :meth:`record` wrote, or None where there is none."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def not_measured(self) -> bool:
+        """Whether something is asked that was not measured of the plan that is there."""
+        built = self.read(BUILT) or {}
+        wanted = {"measured": not self.options.no_measure, "trtexec": self.options.trtexec}
+        return any(asked and not built.get(name) for name, asked in wanted.items())
 
     def candidates(self) -> list[dict[str, Any]]:
         """The graphs to build, by precision, each with the key of its plan.
@@ -244,6 +263,9 @@ class Builder:
             chosen, reason = choose(done, self.options.min_cosine)
             if chosen is None:
                 raise BuildError(reason)
+            for name in (ROW, BUILT):  # a killed process leaves no figures of the old plan beside the new one
+                if (self.folder / name).exists():
+                    (self.folder / name).unlink()
             self.keep(chosen)
         finally:
             for entry in wanted:
@@ -251,10 +273,9 @@ class Builder:
                     if path.exists():
                         path.unlink()
         self.say(reason)
-        figures = {} if self.options.no_measure else self.figures()
-        outside = self.trtexec() if self.options.trtexec else None
-        self.record(done, chosen, reason, figures, outside)
-        print("\n".join(filter(None, [figures.get("report"), table(done, chosen)])))
+        self.record(done, chosen, reason)
+        self.measure()
+        print(table(done, chosen))
         return 0
 
     def work_plan(self, entry: Mapping[str, Any]) -> Path:
@@ -320,6 +341,23 @@ class Builder:
         plan.write_plan(self.plan, data, record["key"], {**about, "wanted": self.options.precision})
         plan.write_file(self.folder / "model.layers.json", self.layers(chosen).read_bytes())
 
+    def measure(self) -> None:
+        """Measure the plan that is there, as it is asked; the figures go into build.json and row.json."""
+        built, row = self.read(BUILT) or {}, self.read(ROW) or {}
+        if not self.options.no_measure:
+            figures = self.figures()
+            print(figures["report"])
+            built["measured"] = figures["measured"]
+            row.update(figures["row"])
+        if self.options.trtexec:
+            built["trtexec"] = self.trtexec()
+        self.write(built, row)
+
+    def write(self, built: Mapping[str, Any], row: Mapping[str, Any]) -> None:
+        """Write build.json and row.json."""
+        for name, record in ((BUILT, built), (ROW, row)):
+            plan.write_file(self.folder / name, (json.dumps(record, indent=2) + "\n").encode())
+
     def figures(self) -> dict[str, Any]:
         """Latency, throughput, energy and so on: all of it, the fields of a row of the table, and a table to read."""
         request = {
@@ -345,15 +383,8 @@ class Builder:
         self.say(f"trtexec: median {found['median']:.3f} ms of GPU compute")
         return {"command": command, "gpu_compute_ms": found}
 
-    def record(
-        self,
-        done: list[dict[str, Any]],
-        chosen: Mapping[str, Any],
-        reason: str,
-        figures: Mapping[str, Any],
-        outside: Mapping[str, Any] | None,
-    ) -> None:
-        """Write build.json and row.json."""
+    def record(self, done: list[dict[str, Any]], chosen: Mapping[str, Any], reason: str) -> None:
+        """Write down what was built, before it is measured."""
         built = {
             "schema": plan.SCHEMA,
             "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -365,10 +396,9 @@ class Builder:
             "min_cosine": self.options.min_cosine,
             "candidates": [{name: value for name, value in entry.items() if name != "key"} for entry in done],
             "key": chosen["key"],
-            "measured": figures.get("measured"),
-            "trtexec": outside,
+            "measured": None,
+            "trtexec": None,
         }
-        plan.write_file(self.folder / BUILT, (json.dumps(built, indent=2) + "\n").encode())
         row = {
             "schema": plan.SCHEMA,
             "pass": "trt",
@@ -383,9 +413,8 @@ class Builder:
             "compute_ms": chosen.get("compute_ms"),
             "sha256": plan.sha256_of(self.plan),
             "graph_sha256": chosen["key"]["graph_sha256"],  # tells compare of which run's step it is
-            **figures.get("row", {}),
         }
-        plan.write_file(self.folder / ROW, (json.dumps(row, indent=2) + "\n").encode())
+        self.write(built, row)
 
 
 def profile_of(bundle: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:

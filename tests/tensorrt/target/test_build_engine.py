@@ -470,6 +470,57 @@ def test_what_is_measured_is_recorded(bundle_folder, fake_tensorrt, in_process, 
     assert "end to end" in capsys.readouterr().out
 
 
+def test_a_plan_whose_measuring_failed_is_measured_later_and_has_no_old_row(
+    bundle_folder, fake_tensorrt, in_process, capsys, monkeypatch
+) -> None:
+    fake_tensorrt()
+    assert main(bundle_folder, [*QUICK, "--precision", "fp16"]) == 0
+    old = read(bundle_folder, "row.json")
+
+    def refused(_: Any) -> dict[str, Any]:
+        raise TensorRTError("it does not run")
+
+    figures = {"measured": {"energy": {}}, "row": {"qps": 7.0}, "report": "table"}
+    with monkeypatch.context() as patch:
+        patch.setitem(child.STEPS, "figures", refused)  # type: ignore[arg-type]
+        assert main(bundle_folder, ["--precision", "int8"]) == 1
+    row = read(bundle_folder, "row.json")
+    assert row["sha256"] == plan.sha256_of(bundle_folder / "model.plan") != old["sha256"]
+    assert read(bundle_folder, "build.json")["measured"] is None
+    monkeypatch.setitem(child.STEPS, "figures", lambda _: figures)  # type: ignore[arg-type]
+    capsys.readouterr()
+    assert main(bundle_folder, ["--precision", "int8"]) == 0
+    told = capsys.readouterr()
+    assert "was not measured" in told.err
+    assert "building" not in told.err
+    assert read(bundle_folder, "row.json") == {**row, "qps": 7.0}
+    assert read(bundle_folder, "build.json")["measured"] == figures["measured"]
+    assert main(bundle_folder, ["--precision", "int8"]) == 0
+    assert "nothing to do" in capsys.readouterr().err
+
+
+def test_a_plan_beside_the_row_of_another_is_built_again(
+    bundle_folder, fake_tensorrt, in_process, capsys, monkeypatch
+) -> None:
+    fake_tensorrt()
+    assert main(bundle_folder, [*QUICK, "--precision", "fp16"]) == 0
+    row = (bundle_folder / "row.json").read_bytes()
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_engine.Builder, "record", killed)
+        assert main(bundle_folder, [*QUICK, "--precision", "int8"]) == 130
+    assert not (bundle_folder / "row.json").exists()
+    assert not (bundle_folder / "build.json").exists()
+    assert main(bundle_folder, [*QUICK, "--precision", "int8"]) == 0
+    assert "building int8: it was not finished" in capsys.readouterr().err
+    (bundle_folder / "row.json").write_bytes(row)
+    assert main(bundle_folder, [*QUICK, "--precision", "int8"]) == 0
+    assert "building int8: it was not finished" in capsys.readouterr().err
+
+
 def test_trtexec_is_a_check_from_outside(bundle_folder, fake_tensorrt, in_process, capsys, monkeypatch) -> None:
     fake_tensorrt()
     program = bundle_folder.parent / "trtexec"
