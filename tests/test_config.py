@@ -19,7 +19,7 @@ from compress.passes import PTQ, TRT, Onnx, Pass, Prune
 
 frames = st.lists(st.integers(3, 5000), min_size=3, max_size=3).map(sorted)
 ptqs = st.builds(PTQ, utterances=st.integers(1, 1000), reduce_range=st.none() | st.booleans())
-trts = st.builds(lambda sizes, batch: TRT(*sizes, batch), frames, st.integers(1, 64))
+trts = st.builds(lambda sizes, batch: TRT(*sizes, max_batch=batch), frames, st.integers(1, 64))
 onnxes = st.builds(Onnx, opset=st.integers(18, 23))
 words = st.text("abcXYZ019_-./ é", min_size=1).filter(lambda text: text == text.strip() and not text.startswith("-"))
 fractions = st.floats(0, 1, exclude_max=True)
