@@ -213,7 +213,9 @@ def test_record_that_lacks_something_is_told(folder: Path, changes: dict[str, ob
         Artifact.load(folder)
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "sub/../../secret", "sub//model.onnx", "a/b/c", "", "..", "."])
+@pytest.mark.parametrize(
+    "name", ["../secret", "/etc/hostname", "sub/../../secret", "sub//model.onnx", "a/b/c", "", "..", "."]
+)
 def test_record_cannot_name_files_outside_its_folder(folder: Path, name: str) -> None:
     (folder.parent / "secret").write_bytes(b"x")
     edit_record(folder, files={name: {"size_bytes": 1, "sha256": sha256_of(b"x")}})
