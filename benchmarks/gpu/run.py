@@ -84,6 +84,7 @@ def bundle(request: Mapping[str, Any]) -> Answer:
         "agreement": chosen["agreement"],
         "int8_layers": chosen["int8_layers"],
         "weighted_layers": chosen["weighted_layers"],
+        "int8_told": chosen["int8_told"],
         "build_s": chosen["build_s"],
     }
 
@@ -165,14 +166,13 @@ def built_once(asked: Mapping[str, Any], timed: Mapping[str, Any], entry: Mappin
     built = child.call("build", asked, "building", print, log.append)
     expected = {"references": str(HERE / entry["references"]), "expected": {"graph": entry["outputs"]}}
     found = child.call("check", {**timed, **expected}, "checking", print, log.append)
-    layers = json.loads(path.with_name(f"{path.stem}.layers.json").read_text()).get("Layers", [])
     return {
         "build_s": built["build_s"],
         "flags": built["network_flags"] + built["builder_flags"],
         "sha256": plan.sha256_of(path),
         "int8_layers": found["int8_layers"],
         "weighted_layers": found["weighted_layers"],
-        "layers": len(layers),
+        "layers": found["layers"],
         "agreement": found["agreement"]["graph"],
         "compute_ms": child.call("measure", {**timed, "seconds": CASE_SECONDS}, "timing", print)["compute_ms"],
     }
@@ -446,7 +446,9 @@ def checks(results: Mapping[str, Any]) -> list[tuple[str, bool | None, str]]:
             found.append((f"{title} agrees with ONNX Runtime", good, figures))
             if precision == "int8":
                 share = f"{engine['int8_layers']} of {engine['weighted_layers']} layers with weights"
-                found.append((f"{title} runs in INT8", engine["int8_layers"] > 0, share))
+                told = engine["int8_told"]
+                runs = engine["int8_layers"] > 0 if told else None
+                found.append((f"{title} runs in INT8", runs, share if told else f"not told: {share}"))
             graph = answer_of(results, f"{title} graph")
             told = f"largest difference {graph['max_abs']:.1e}" if graph else problem_of(results, f"{title} graph")
             same = graph["max_abs"] <= SAME * graph["largest"] if graph else None

@@ -202,7 +202,13 @@ def check(request: Mapping[str, Any]) -> dict[str, Any]:
         say("comparing with the recorded outputs")
         found = engine.compare_with_references(loaded, Path(request["references"]), request["expected"])
         memory = loaded.device_memory_bytes
-    return {"int8_layers": done, "weighted_layers": weighted, "agreement": found, "device_memory_bytes": memory}
+    return {
+        "layers": len(engine.layers_of(inspected)),
+        "int8_layers": done,
+        "weighted_layers": weighted,
+        "agreement": found,
+        "device_memory_bytes": memory,
+    }
 
 
 def measure(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -184,13 +184,23 @@ def start_cache(config: Any, cache: Path | None, told: list[str]) -> Any:
     return timings
 
 
+def layers_of(inspected: str) -> list[Any]:
+    """Layers of an engine inspector's JSON; none where it cannot be read. Names in it may have control characters."""
+    try:
+        found = json.loads(inspected, strict=False)
+    except ValueError:
+        return []
+    layers = found.get("Layers") if isinstance(found, dict) else None
+    return layers if isinstance(layers, list) else []
+
+
 def int8_layers(inspected: str) -> tuple[int, int]:
     """Of an engine inspector's JSON: weighted layers that run in INT8, and all weighted layers.
 
     Layers whose precision is not told (those that Myelin took over) count as neither.
     """
     done = weighted = 0
-    for entry in json.loads(inspected).get("Layers", []):
+    for entry in layers_of(inspected):
         if not isinstance(entry, dict):  # only names: the engine was built without detailed verbosity
             continue
         weights = entry.get("Weights") or entry.get("Kernel") or {}

@@ -205,6 +205,24 @@ def test_silent_fallback_is_an_error_unless_it_is_wanted(bundle_folder, fake_ten
     assert main(bundle_folder, [*QUICK, "--precision", "int8", "--allow-float"]) == 0
 
 
+def test_int8_that_the_inspector_does_not_tell_is_a_note(
+    bundle_folder, fake_tensorrt, in_process, capsys, monkeypatch
+) -> None:
+    fake_tensorrt()
+    monkeypatch.setattr(engine.Engine, "inspect", lambda _: '{"Layers": [')
+    assert main(bundle_folder, [*QUICK, "--precision", "int8"]) == 0
+    printed = capsys.readouterr()
+    assert "whether INT8 is used is not told: the inspector names 0 of 2 layers with weights" in printed.err
+    assert "not told" in printed.out
+    (about,) = read(bundle_folder, "build.json")["candidates"]
+    assert about["notes"][-1].startswith("whether INT8 is used is not told")
+
+
+def test_a_coarser_engine_is_accepted_where_it_is_asked(bundle_folder, fake_tensorrt, in_process, capsys) -> None:
+    fake_tensorrt(fault="wrong")
+    assert main(bundle_folder, [*QUICK, "--precision", "fp16", "--needed-cosine", "-1"]) == 0
+
+
 def test_unusable_timings_are_told_and_do_not_matter(bundle_folder, fake_tensorrt, in_process, capsys) -> None:
     trt = fake_tensorrt(fault="foreign_timings")
     driver = cuda.probe()
@@ -381,7 +399,12 @@ def test_what_is_wrong_with_an_engine() -> None:
     assert problem_of(entry("int8", 1.0, int8_layers=70), graph, True) is None
     assert problem_of(entry("int8", 1.0, int8_layers=0, weighted_layers=0), graph, False) is None  # nothing is told
     assert "cosine 0.998000, needed 0.999" in str(problem_of(entry("int8", 1.0, to_graph=0.998), graph, False))
+    for named in (0, 2, 49):  # Myelin took over the others
+        assert problem_of(entry("int8", 1.0, int8_layers=0, weighted_layers=named), graph, False) is None
+    assert "silent" in str(problem_of(entry("int8", 1.0, int8_layers=0, weighted_layers=50), graph, False))
     assert "needed 0.9999" in str(problem_of(entry("fp16", 1.0, to_graph=0.9998), graph, False))
+    assert "--needed-cosine" in str(problem_of(entry("fp16", 1.0, to_graph=0.9998), graph, False))
+    assert problem_of(entry("fp16", 1.0, to_graph=0.9998), graph, False, 0.999) is None
 
 
 def test_inspected_layers_are_counted_by_precision() -> None:
@@ -394,6 +417,9 @@ def test_inspected_layers_are_counted_by_precision() -> None:
         "only a name",
     ]
     assert engine.int8_layers(json.dumps({"Layers": layers})) == (2, 3)
+    layers[2]["Name"] = "a raw\ttab"  # type: ignore[index]
+    assert engine.int8_layers(json.dumps({"Layers": layers}).replace("\\t", "\t")) == (2, 3)
+    assert engine.int8_layers("{") == engine.int8_layers("[1]") == (0, 0)
 
 
 def test_agreement_counts_what_is_not_a_number() -> None:
