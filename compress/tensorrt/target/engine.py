@@ -134,7 +134,8 @@ def build(
     kept: int = 0
     missed: tuple[str, ...] = ()
     if graph["float_nodes"] and not graph["typed"]:
-        kept, missed = versions.keep_in_float(trt, network, graph["float_nodes"])
+        names = [node.rpartition(" (")[0] for node in graph["nodes"]]
+        kept, missed = versions.keep_in_float(trt, network, graph["float_nodes"], names)
     builder_names = versions.set_builder_flags(trt, config, graph["typed"], graph["quantized"], kept > 0)
     add_profile(builder, config, profile, log)
     told: list[str] = [f"no layer was found for the FP32 nodes {', '.join(missed)}"] if missed else []
@@ -288,6 +289,7 @@ class Engine(cuda.Owned):
         if shape == self.shape:
             return
         check_shape(shape, self.profile, self.input)
+        self.shape = None  # until all of it is done: buffers may be of another shape after a failure
         if not self._context.set_input_shape(self.input, shape):
             raise self._log.failure(f"the engine does not take {self.input} of shape {list(shape)}")
         views = {}

@@ -139,24 +139,32 @@ def set_builder_flags(trt: Any, config: Any, typed: bool, quantized: bool, float
     return tuple(names)
 
 
-def keep_in_float(trt: Any, network: Any, names: Iterable[str]) -> tuple[int, tuple[str, ...]]:
+def keep_in_float(
+    trt: Any, network: Any, names: Iterable[str], nodes: Iterable[str] = ()
+) -> tuple[int, tuple[str, ...]]:
     """Make the layers of some nodes run in FP32.
 
     A layer has the name of its node; where a node gives several, the others end in ``_1``, ``_2``..., and since 10 the
-    metadata name the node.
+    metadata name the node. Layers that read anything but float (casts, arithmetic of lengths) are left as they are.
+
+    Args:
+        names: Of the nodes that are to run in FP32.
+        nodes: Names of all nodes of the graph.
 
     Returns:
         How many layers there were, and the nodes without one: folded away by the parser, or named otherwise.
     """
-    wanted = set(names)
+    wanted, known = set(names), set(nodes)
     found = {name: 0 for name in wanted}
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        node = node_of(layer, wanted)
+        node = node_of(layer, wanted, known)
         if node is None:
             continue
         outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
-        if not outputs or any(tensor.dtype != trt.DataType.FLOAT for tensor in outputs):
+        inputs = [tensor for tensor in map(layer.get_input, range(layer.num_inputs)) if tensor is not None]
+        floats = all(tensor.dtype == trt.DataType.FLOAT for tensor in (*inputs, *outputs))
+        if not outputs or not floats or any(tensor.is_shape_tensor for tensor in inputs):
             continue  # shapes and indices; TensorRT refuses a float precision there
         layer.precision = trt.DataType.FLOAT
         for i, tensor in enumerate(outputs):
@@ -166,13 +174,15 @@ def keep_in_float(trt: Any, network: Any, names: Iterable[str]) -> tuple[int, tu
     return sum(found.values()), tuple(sorted(name for name, count in found.items() if count == 0))
 
 
-def node_of(layer: Any, names: set[str]) -> str | None:
-    """Which of some ONNX nodes a layer comes from."""
+def node_of(layer: Any, names: set[str], known: set[str]) -> str | None:
+    """Which of some ONNX nodes a layer comes from; a layer with the name of a ``known`` one is that one's."""
     if layer.name in names:
         return str(layer.name)
     told = re.search(r"\[ONNX Layer: ([^\]]+)\]", getattr(layer, "metadata", "") or "")
     if told and told.group(1) in names:
         return told.group(1)
+    if layer.name in known:
+        return None
     numbered = re.fullmatch(r"(.+)_\d+", layer.name)
     return numbered.group(1) if numbered and numbered.group(1) in names else None
 

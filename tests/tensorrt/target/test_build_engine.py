@@ -353,6 +353,17 @@ def test_a_shape_outside_the_profile_names_range_and_setting(loaded, batch: int,
         loaded.run(np.zeros((batch, frames, 16), np.float32))
 
 
+def test_a_shape_that_failed_is_set_anew(loaded: engine.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = np.random.default_rng(0).standard_normal((1, 40, 16)).astype(np.float32)
+    before = loaded.run(features)["embedding"]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(loaded._context), "set_tensor_address", lambda *_: False)
+        with pytest.raises(TensorRTError, match="does not take the buffer"):
+            loaded.run(np.zeros((2, 60, 16), np.float32))
+    assert (loaded.run(features)["embedding"] == before).all()
+    assert loaded.shape == (1, 40, 16)
+
+
 def test_a_plan_for_another_gpu_is_not_deserialized(loaded, bundle_folder: Path, monkeypatch) -> None:
     driver = cuda.probe()
     other = cuda.Device(0, "Orin", (8, 7), 1, integrated=True)

@@ -148,6 +148,8 @@ def test_nodes_without_a_layer_are_told(fake_tensorrt, quantized_graph: onnx.Mod
 @pytest.mark.parametrize(
     ("layer", "metadata", "node"),
     [
+        ("node_add_1", "", None),  # another node's own name
+        ("node_add_2", "", "node_add"),
         ("pool", "", "pool"),
         ("pool_3", "", "pool"),
         ("pool_3", "", "pool_3"),
@@ -162,8 +164,21 @@ def test_layers_are_found_by_the_name_of_their_node(layer: str, metadata: str, n
 
     made = Layer()
     made.name, made.metadata = layer, metadata  # type: ignore[attr-defined]
-    names = {"pool", "pool_3"} if node == "pool_3" else {"pool"}
-    assert versions.node_of(made, names) == node
+    names = {"pool", "pool_3"} if node == "pool_3" else {"pool", "node_add"}
+    assert versions.node_of(made, names, {*names, "node_add_1"}) == node
+
+
+@pytest.mark.parametrize("shape", [False, True])
+def test_casts_and_arithmetic_of_lengths_keep_their_type(fake_tensorrt, shape: bool) -> None:
+    trt = fake_tensorrt("8.6.0")
+    network = trt.INetworkDefinition(0)
+    types = (trt.DataType.FLOAT,) if shape else (trt.DataType.FLOAT, trt.DataType.INT32)
+    network._layers = [trt.ILayer(name, "", trt.DataType.FLOAT, types) for name in ("length", "plain")]
+    network._layers[0].get_input(0).is_shape_tensor = shape
+    network._layers[1]._inputs[1:] = []
+    assert versions.keep_in_float(trt, network, ["length", "plain"]) == (1, ("length",))
+    assert not hasattr(network._layers[0], "precision")
+    assert network._layers[1].precision == trt.DataType.FLOAT
 
 
 @pytest.mark.parametrize(

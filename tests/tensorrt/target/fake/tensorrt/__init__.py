@@ -77,18 +77,23 @@ class HostMemory(bytes):
 class ITensor:
     is_execution_tensor = True
 
-    def __init__(self, dtype):
-        self.dtype = dtype
+    def __init__(self, dtype, is_shape=False):
+        self.dtype, self.is_shape_tensor = dtype, is_shape
 
 
 @recorded
 class ILayer:
-    def __init__(self, name, metadata, dtype):
+    def __init__(self, name, metadata, dtype, inputs=(DataType.FLOAT,)):
         self.name = name
+        self._inputs = [ITensor(each) for each in inputs]
+        self.num_inputs = len(self._inputs) + 1  # the last one is left out, as a parser may leave it
         if "metadata" in RECORDED["ILayer"]:
             self.metadata = metadata
         self.num_outputs = 1
         self._output, self._types = ITensor(dtype), {}
+
+    def get_input(self, index):
+        return self._inputs[index] if index < len(self._inputs) else None
 
     def get_output(self, index):
         return self._output
