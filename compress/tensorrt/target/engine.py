@@ -130,7 +130,7 @@ def build(
             f" compress lint {graph_file.name} --version {trt.__version__} tells the remedy."
         )
     config = builder.create_builder_config()
-    versions.set_common(trt, config, workspace_bytes)
+    default_sources = versions.set_common(trt, config, workspace_bytes)
     kept: int = 0
     missed: tuple[str, ...] = ()
     if graph["float_nodes"] and not graph["typed"]:
@@ -143,6 +143,11 @@ def build(
     say(f"building with flags {', '.join(network_names + builder_names) or 'none'}")
     start = time.monotonic()
     serialized = builder.build_serialized_network(network, config)
+    if serialized is None and default_sources is not None:
+        told.append("no engine came out without cuBLAS and cuDNN; built with them, so they are needed to load it")
+        say(told[-1])
+        config.set_tactic_sources(default_sources)
+        serialized = builder.build_serialized_network(network, config)
     seconds = time.monotonic() - start
     if serialized is None:
         raise log.failure(f"TensorRT {trt.__version__} built no engine of {graph_file.name}")
@@ -178,10 +183,11 @@ def start_cache(config: Any, cache: Path | None, told: list[str]) -> Any:
     data, problem = plan.read_cache(cache)
     told += filter(None, [problem])
     timings = config.create_timing_cache(data)
-    if not config.set_timing_cache(timings, False):  # False: those of another GPU are refused
+    if timings is None or not config.set_timing_cache(timings, False):  # False: those of another GPU are refused
         told.append(f"the timing cache {cache} is of another TensorRT or GPU; building without it.")
         timings = config.create_timing_cache(b"")
-        config.set_timing_cache(timings, False)
+        if timings is not None:
+            config.set_timing_cache(timings, False)
     return timings
 
 
@@ -407,14 +413,15 @@ def agreement(expected: Array, found: Array) -> dict[str, float]:
 def compare_with_references(
     engine: Engine, file: Path, expected: Mapping[str, Mapping[str, str]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Run the recorded utterances that the profile takes, alone and twice in a batch where it takes two.
+    """Run the recorded utterances that the profile takes, alone and, where it takes two, twice in a batch.
 
     Args:
         file: ``references.npz``: inputs ``features_0``, ``features_1``... and outputs.
         expected: Of what is compared with -> output of the engine -> name of its arrays in the file, without number.
 
     Returns:
-        Of what is compared with -> an entry for each utterance and output: ``frames``, ``output``, :func:`agreement`.
+        Of what is compared with -> an entry for each utterance and output: ``frames``, ``batch``, ``output``, and
+        those of :func:`agreement`.
 
     Raises:
         TensorRTError: If the profile takes none of them.
@@ -431,13 +438,14 @@ def compare_with_references(
             lengths.append(features.shape[1])
             if not profile["min"][1] <= features.shape[1] <= profile["max"][1]:
                 continue
-            copies = max(profile["min"][0], min(2, profile["max"][0]))
-            outputs = engine.run(numpy.concatenate([features] * copies))
-            for against, names in expected.items():
-                for output, name in names.items():
-                    wanted = numpy.concatenate([arrays[f"{name}_{i}"]] * copies)
-                    about = {"frames": features.shape[1], "output": output}
-                    found[against].append({**about, **agreement(wanted, outputs[output])})
+            low = profile["min"][0]
+            for copies in sorted({low, max(low, min(2, profile["max"][0]))}):
+                outputs = engine.run(numpy.concatenate([features] * copies))
+                for against, names in expected.items():
+                    for output, name in names.items():
+                        wanted = numpy.concatenate([arrays[f"{name}_{i}"]] * copies)
+                        about = {"frames": features.shape[1], "batch": copies, "output": output}
+                        found[against].append({**about, **agreement(wanted, outputs[output])})
     if not any(found.values()):
         low, high = profile["min"][1], profile["max"][1]
         raise TensorRTError(

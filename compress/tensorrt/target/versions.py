@@ -187,21 +187,28 @@ def node_of(layer: Any, names: set[str], known: set[str]) -> str | None:
     return numbered.group(1) if numbered and numbered.group(1) in names else None
 
 
-def set_common(trt: Any, config: Any, workspace_bytes: int) -> None:
+def set_common(trt: Any, config: Any, workspace_bytes: int) -> int | None:
     """What every build is given: memory to try kernels in, and an inspector that tells each layer's precision.
 
     cuBLAS and cuDNN are left out where TensorRT still has them (8.5, 8.6), so that an engine needs neither where it is
     loaded; 8.6 leaves them out by default.
+
+    Returns:
+        The sources of kernels that TensorRT 8 has by default, for a build that fails without them; None where
+        these are set already, and from 10 on.
     """
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if version(trt)[0] < 10:
-        left_out = ("CUBLAS", "CUBLAS_LT", "CUDNN")
-        sources = 0
-        for name, source in trt.TacticSource.__members__.items():
-            if name not in left_out:
-                sources |= 1 << int(source)
-        config.set_tactic_sources(sources)
+    if version(trt)[0] >= 10:
+        return None
+    default = int(config.get_tactic_sources())
+    left_out = ("CUBLAS", "CUBLAS_LT", "CUDNN")
+    sources = 0
+    for name, source in trt.TacticSource.__members__.items():
+        if name not in left_out:
+            sources |= 1 << int(source)
+    config.set_tactic_sources(sources)
+    return default if default != sources else None
 
 
 def parser_errors(parser: Any, nodes: list[str]) -> list[str]:

@@ -101,6 +101,7 @@ def test_both_precisions_are_built_in_children_and_the_faster_is_kept(bundle_fol
     assert (int8["int8_layers"], int8["weighted_layers"], fp16["int8_layers"]) == (1, 1, 0)
     lengths = {entry["frames"] for entry in int8["agreement"]["graph"]}
     assert lengths == {10, 40, 51, 60}
+    assert {entry["batch"] for entry in int8["agreement"]["graph"]} == {1, 2}
     assert all(entry["cosine"] > 0.999999 for entry in int8["agreement"]["graph"])
     assert 0.99 < min(entry["cosine"] for entry in int8["agreement"]["fp32"]) < 1
     row = read(built, "row.json")
@@ -223,8 +224,9 @@ def test_a_coarser_engine_is_accepted_where_it_is_asked(bundle_folder, fake_tens
     assert main(bundle_folder, [*QUICK, "--precision", "fp16", "--needed-cosine", "-1"]) == 0
 
 
-def test_unusable_timings_are_told_and_do_not_matter(bundle_folder, fake_tensorrt, in_process, capsys) -> None:
-    trt = fake_tensorrt(fault="foreign_timings")
+@pytest.mark.parametrize("fault", ["foreign_timings", "unreadable_timings"])
+def test_unusable_timings_are_told_and_do_not_matter(bundle_folder, fake_tensorrt, in_process, capsys, fault) -> None:
+    trt = fake_tensorrt(fault=fault)
     driver = cuda.probe()
     cache = bundle_folder / plan.cache_name(engine.identity(trt, driver.devices[0], driver))
     plan.write_cache(cache, b"of another GPU")

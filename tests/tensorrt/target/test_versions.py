@@ -237,6 +237,14 @@ def test_no_engine_comes_with_the_last_errors(fake_tensorrt, quantized_graph: on
         built(fake_tensorrt(fault="no_engine"), quantized_graph)
 
 
+def test_a_build_of_8_that_fails_without_cublas_is_tried_with_it(fake_tensorrt, quantized_graph) -> None:
+    told, about = built(fake_tensorrt("8.5.3.1", fault="needs_cublas"), quantized_graph)
+    assert told["sources"] == 0b11111
+    assert about["notes"][-1].startswith("no engine came out without cuBLAS and cuDNN; built with them")
+    with pytest.raises(TensorRTError, match="built no engine"):
+        built(fake_tensorrt("10.3.0", fault="needs_cublas"), quantized_graph)
+
+
 def test_too_little_gpu_memory_for_building_is_told(fake_tensorrt, quantized_graph: onnx.ModelProto) -> None:
     message = r"out of GPU memory, 1024 of 16384 MiB are free\. End other programs .* --workspace-mb\. TensorRT says"
     with cuda.Context(), pytest.raises(TensorRTError, match=message):

@@ -191,12 +191,15 @@ class IBuilderConfig:
         self._sources = sources
         return True
 
+    def get_tactic_sources(self):
+        return 0b11111
+
     def add_optimization_profile(self, profile):
         self._profile = profile._shapes
         return -1 if fault("profile") else 0
 
     def create_timing_cache(self, data):
-        return ITimingCache(bytes(data))
+        return None if fault("unreadable_timings") and data else ITimingCache(bytes(data))
 
     def set_timing_cache(self, cache, ignore_mismatch):
         self._cache = cache
@@ -224,7 +227,7 @@ class Builder:
         return IOptimizationProfile()
 
     def build_serialized_network(self, network, config):
-        if fault("no_engine"):
+        if fault("no_engine") or (fault("needs_cublas") and config._sources != 0b11111):
             self._logger.log(ILogger.Severity.ERROR, "10: Could not find any implementation for node first.")
             return None
         if fault("no_memory"):
