@@ -24,6 +24,7 @@ UTTERANCES = 8  # of the calibration list: they show the range of values for FP1
 TYPICAL_FRAMES = 300  # 3 s
 COMMAND = "python build_engine.py"
 OPTIONS: tuple[str, ...] = ()  # of it, where it is run here
+OLDEST = (8, 5)  # of the portable form; what it would refuse is told and stops nothing
 READERS = {"portable": (8, 6), "typed": (11, 4)}  # TensorRT versions whose demands the forms are checked against
 
 
@@ -173,11 +174,16 @@ class TRT(Pass):
             graph = onnx.load_from_string(data)
             onnx.checker.check_model(graph)
             profile = self.profile(graph.graph.input[0].name, artifact.front_end.num_mel_bins)
-            findings = lint(graph, profile, READERS[name.removesuffix(".onnx").partition("-")[0]])
+            form = name.removesuffix(".onnx").partition("-")[0]
+            findings = lint(graph, profile, READERS[form])
             if errors(findings):
                 refused = "\n".join(map(str, errors(findings)))
                 raise ModelError(f"trt: TensorRT would not take {name}; see docs/commands/lint.md.\n{refused}")
             found |= dict.fromkeys(map(str, findings))
+            if form == "portable":
+                refused_by_oldest = errors(lint(graph, profile, OLDEST))
+                words = f"warning: TensorRT {OLDEST[0]}.{OLDEST[1]} would not take {name}"
+                found |= {f"{words}: {finding}": None for finding in refused_by_oldest}
         return list(found)
 
     def profile(self, input_name: str, num_mel_bins: int) -> Profile:

@@ -223,7 +223,9 @@ def reference_inputs(features: Sequence[Array], lengths: Sequence[int]) -> list[
 def references(
     inputs: Sequence[Array], graphs: Mapping[str, "onnx.ModelProto"]
 ) -> tuple[bytes, dict[str, dict[str, str]]]:
-    """Outputs of ONNX Runtime on the same graphs in FP32, so that an engine differs by the rounding of kernels alone.
+    """Outputs of ONNX Runtime on the portable graphs: an engine differs by the rounding of kernels alone.
+
+    ONNX Runtime optimizes the graphs, so it may compute Q/DQ with integer kernels.
 
     Returns:
         An ``.npz`` with ``features_0``... and for each precision and output ``<precision>_output<k>_0``...; and of each

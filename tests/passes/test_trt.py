@@ -165,6 +165,16 @@ def test_what_the_parser_would_refuse_is_refused_by_name(tiny_onnx: Artifact, mo
         TRT(max_frames=400).run(tiny_onnx, Context())
 
 
+def test_what_only_the_oldest_version_would_refuse_is_a_warning(tiny_onnx: Artifact, monkeypatch) -> None:
+    def planted(graph: onnx.ModelProto, profile: Profile, version: tuple[int, int]) -> list[Finding]:
+        return [Finding("rule", "odd", "unknown", "Update.")] if version == (8, 5) else []
+
+    monkeypatch.setattr(trt_pass, "lint", planted)
+    notes = TRT(max_frames=400).run(tiny_onnx, Context()).history[-1].notes
+    told = "warning: TensorRT 8.5 would not take portable.onnx: error: odd: unknown. Update. [rule]"
+    assert [note for note in notes if "odd" in note] == [told]
+
+
 def test_what_the_parser_takes_at_a_price_is_in_the_notes(tiny_onnx: Artifact, monkeypatch) -> None:
     monkeypatch.setattr(trt_pass, "lint", lambda *_: [Finding("rule", "odd", "slow", "Mend it.", "warning")])
     result = TRT(max_frames=400).run(tiny_onnx, Context())

@@ -204,7 +204,7 @@ class Builder:
         if None not in reasons:
             return reasons[0]
         record = plan.read_sidecar(self.plan)
-        if self.read(BUILT) is None or (self.read(ROW) or {}).get("sha256") != record["sha256"]:
+        if self.read(BUILT) is None or (self.read(ROW) or {}).get("sha256") != record.get("sha256"):
             return "it was not finished"
         before = record.get("wanted")
         if self.options.precision == "best" and before != "best":

@@ -86,7 +86,7 @@ def read_plan(plan: Path) -> tuple[bytes, dict[str, Any]]:
     """
     record = read_sidecar(plan)
     data = plan.read_bytes()
-    if sha256(data) != record["sha256"]:
+    if sha256(data) != record.get("sha256"):
         raise PlanError(
             f"{plan} is damaged or was exchanged: its SHA-256 is not the one in {sidecar_of(plan).name}. It is not"
             " loaded. Build it again: python build_engine.py --force"

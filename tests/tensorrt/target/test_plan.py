@@ -55,6 +55,14 @@ def test_a_damaged_plan_is_refused(path: Path, data: bytes) -> None:
         plan.read_plan(path)
 
 
+def test_a_sidecar_without_a_sum_vouches_for_nothing(path: Path) -> None:
+    record = json.loads(plan.sidecar_of(path).read_text())
+    del record["sha256"]
+    plan.sidecar_of(path).write_text(json.dumps(record))
+    with pytest.raises(plan.PlanError, match="is damaged or was exchanged"):
+        plan.read_plan(path)
+
+
 def test_no_plan_tells_how_to_build_it(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"no such file\. Build it: python build_engine\.py"):
         plan.read_plan(tmp_path / "model.plan")
