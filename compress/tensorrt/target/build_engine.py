@@ -347,7 +347,9 @@ class Builder:
         work = self.work_plan(chosen)
         data, record = plan.read_plan(work)
         about = {name: value for name, value in record.items() if name not in ("schema", "written_by", "sha256", "key")}
-        plan.write_plan(self.plan, data, record["key"], {**about, "wanted": self.options.precision})
+        outputs = next(list(graph["outputs"]) for graph in self.bundle["graphs"] if graph["file"] == chosen["file"])
+        about = {**about, "wanted": self.options.precision, "outputs": outputs}
+        plan.write_plan(self.plan, data, record["key"], about)
         plan.write_file(self.folder / "model.layers.json", self.layers(chosen).read_bytes())
 
     def measure(self) -> None:

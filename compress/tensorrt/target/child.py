@@ -251,7 +251,9 @@ def main() -> int:
     except ERRORS as error:
         found = {"error": str(error)}
     except OSError as error:
-        found = {"error": f"{step}: {error}. Free some space, or copy the folder to where it can be written."}
+        on_disk = error.errno is not None  # that of a library which cannot be loaded has no number
+        advice = " Free some space, or copy the folder to where it can be written." if on_disk else ""
+        found = {"error": f"{step}: {error}.{advice}"}
     except MemoryError:
         found = {"error": f"{step}: out of memory. End other programs, or give a smaller --max-frames or --max-batch."}
     Path(answer).write_text(json.dumps(found))

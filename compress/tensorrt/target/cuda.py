@@ -138,7 +138,11 @@ def call(function: str, *arguments: Any, doing: str) -> None:
         CudaError: If it fails: what was being done, and the driver's word for why.
     """
     cuda = library()
-    status = getattr(cuda, function)(*arguments)
+    try:
+        found = getattr(cuda, function)
+    except AttributeError:
+        raise CudaError(f"{doing}: this driver has no {function}; it is too old for that. Update the driver.") from None
+    status = found(*arguments)
     if status == OUT_OF_MEMORY:
         free, total = memory_info()
         raise CudaError(

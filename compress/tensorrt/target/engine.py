@@ -263,7 +263,10 @@ class Engine(cuda.Owned):
         inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         if len(inputs) != 1:
             raise TensorRTError(f"the engine has {len(inputs)} inputs ({', '.join(inputs)}); one was expected.")
-        self.input, self.outputs = inputs[0], [name for name in names if name not in inputs]
+        order = list(record.get("outputs", []))  # the graph's; the engine may have another
+        outputs = [name for name in names if name not in inputs]
+        self.input = inputs[0]
+        self.outputs = sorted(outputs, key=lambda name: order.index(name) if name in order else len(order))
         self.shape: tuple[int, ...] | None = None
         self.host_input: NDArray[Any]
         self.host_outputs: dict[str, NDArray[Any]] = {}
@@ -342,6 +345,10 @@ class Engine(cuda.Owned):
         """(batch, frames, num_mel_bins) -> outputs by name, as copies."""
         if self._stream is None:
             self._stream = cuda.Stream()
+        rest = self.profile["opt"][2:]
+        if features.ndim < 2 or tuple(features.shape[2:]) != rest:
+            wanted = ", ".join(["batch", "frames", *map(str, rest)])
+            raise TensorRTError(f"{self.input}: shape ({wanted}) was expected, got {features.shape}.")
         self.set_shape(features.shape[0], features.shape[1])
         self.host_input[...] = features
         self.copy_in(self._stream)

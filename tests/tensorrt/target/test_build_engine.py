@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import io
 import json
 import os
 import subprocess
@@ -353,6 +354,36 @@ def test_steps_of_a_run_can_be_taken_apart_and_repeated(loaded: engine.Engine) -
 def test_a_shape_outside_the_profile_names_range_and_setting(loaded, batch: int, frames: int, message: str) -> None:
     with pytest.raises(TensorRTError, match=message):
         loaded.run(np.zeros((batch, frames, 16), np.float32))
+
+
+def test_other_mel_bins_are_told_by_shape(loaded: engine.Engine) -> None:
+    with pytest.raises(TensorRTError, match=r"feats: shape \(batch, frames, 16\) was expected, got \(1, 40, 8\)"):
+        loaded.run(np.zeros((1, 40, 8), np.float32))
+
+
+def test_outputs_are_in_the_order_of_the_graph(loaded: engine.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loaded.record["outputs"] == ["embedding"]
+    other = loaded._engine
+    monkeypatch.setattr(type(other), "num_io_tensors", 3)
+    monkeypatch.setattr(type(other), "get_tensor_name", lambda _, i: ["feats", "second", "first"][i])
+    trt = sys.modules["tensorrt"]
+    modes = {"feats": trt.TensorIOMode.INPUT}
+    monkeypatch.setattr(type(other), "get_tensor_mode", lambda _, name: modes.get(name, trt.TensorIOMode.OUTPUT))
+    record = {**loaded.record, "outputs": ["first", "second"]}
+    with engine.Engine(trt, loaded._data, record, cuda.probe()) as made:
+        assert made.outputs == ["first", "second"]
+
+
+@pytest.mark.parametrize(("error", "advice"), [(OSError("libx.so: no such file"), False), (OSError(28, "full"), True)])
+def test_advice_on_space_is_given_for_space(monkeypatch, tmp_path: Path, error: OSError, advice: bool) -> None:
+    def fails(_: Any) -> None:
+        raise error
+
+    monkeypatch.setitem(child.STEPS, "measure", fails)  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "argv", ["child", "measure", str(tmp_path / "answer.json")])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("{}"))
+    assert child.main() == 1
+    assert ("Free some space" in read(tmp_path, "answer.json")["error"]) == advice
 
 
 def test_a_shape_that_failed_is_set_anew(loaded: engine.Engine, monkeypatch: pytest.MonkeyPatch) -> None:

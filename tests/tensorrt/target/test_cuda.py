@@ -131,6 +131,11 @@ def test_out_of_memory_tells_how_much_there_is_and_what_to_do(fake_driver: Path,
             PinnedMemory(4 << 20)
 
 
+def test_a_function_that_an_old_driver_lacks_is_a_sentence(fake_driver: Path) -> None:
+    with pytest.raises(cuda.CudaError, match=r"making it: this driver has no cuNewThing; it is too old"):
+        cuda.call("cuNewThing", doing="making it")
+
+
 def test_another_failure_names_function_and_status(fake_driver: Path) -> None:
     with pytest.raises(CudaError, match=r"asking for it: cuCtxGetDevice gives status 201\."):
         cuda.call("cuCtxGetDevice", ctypes.byref(ctypes.c_int()), doing="asking for it")
