@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -160,14 +161,14 @@ def memory_info() -> tuple[int, int]:
     return free.value, total.value
 
 
-class Owned:
+class Owned(ABC):
     """Something of the driver's that has to be given back: a ``with`` block or :meth:`close` does it."""
 
     handle: ctypes.c_void_p
 
+    @abstractmethod
     def close(self) -> None:
         """Give it back; a second time does nothing."""
-        raise NotImplementedError
 
     def __enter__(self) -> Any:
         return self
