@@ -28,6 +28,7 @@ LINE_EVERY = 50  # steps
 @click.option("--init", metavar="MODEL", help="Start from the weights of this artifact folder or registered model.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1, 1024), help="Default: all cores.")
+@click.option("--workers", type=click.IntRange(1, 1024), default=1, show_default=True, help="Processes that make batches.")
 @click.option("--half", is_flag=True, help="Store the weights in half precision.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 def train_command(
@@ -38,6 +39,7 @@ def train_command(
     init: str | None,
     device: str,
     threads: int | None,
+    workers: int,
     half: bool,
     resume: bool,
 ) -> None:
@@ -66,7 +68,7 @@ def train_command(
         bars.say(f"starting from the weights of {init}")
     write_text(out / "recipe.yaml", to_yaml(settings))
     with bars.counter("training") as advance:
-        train(state, settings, crops, out, reporter(bars, settings.steps, advance))
+        train(state, settings, crops, out, reporter(bars, settings.steps, advance), workers=workers)
     trained = Artifact.from_module(state.average.cpu(), arch=settings.model, arguments=settings.arguments)
     if half:
         trained = replace(trained, model=trained.module.half())

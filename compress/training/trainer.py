@@ -208,17 +208,19 @@ def train(
     folder: Path,
     report: Callable[[dict[str, float]], None],
     checkpoint_every: int = 200,
+    workers: int = 1,
 ) -> None:
     """Train from ``state.step`` to the end; checkpoints and ``train.jsonl`` are written to ``folder``.
 
-    A step that was interrupted half-way is repeated on resume.
+    A step that was interrupted half-way is repeated on resume. Batches are made by ``workers`` processes beside this
+    one; how many does not change what is learned.
 
     Raises:
         ModelError: If the training diverges. The last checkpoint written before stays.
         MachineError: If the disk is full.
     """
     steps = range(state.step, recipe.steps)
-    loader = DataLoader(crops, batch_size=None, sampler=steps, num_workers=1, prefetch_factor=4)
+    loader = DataLoader(crops, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=4)
     checkpoint = folder / "checkpoint.pt"
     try:
         for features, labels in loader:
