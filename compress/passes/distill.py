@@ -20,7 +20,8 @@ from compress.passes.base import Array, Context, Pass, Preview, spread
 from compress.training.augment import at_snr, random_crop
 from compress.training.corpus import to_pcm
 from compress.training.crops import cut_crops, hold_out
-from compress.training.distiller import FeatureLoss, Lesson, Objective, Outcome, Relation, Schedule, distill
+from compress.training.distiller import Lesson, Outcome, Schedule, distill
+from compress.training.objective import FeatureLoss, Objective, Relation
 from compress.training.taps import Tap, choose_taps
 from compress.training.teacher import answers_of
 

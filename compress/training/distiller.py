@@ -3,92 +3,27 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.errors import ModelError
 from compress.progress import Progress
 from compress.training import distillation
 from compress.training.loss import AAMSoftmax
-from compress.training.taps import Tap, stretched, tapped
-from compress.training.teacher import Answers
+from compress.training.objective import Comparison, Objective, class_centers
+from compress.training.taps import Tap
+from compress.training.teacher import Answers, answer
 
-Relation: TypeAlias = Literal["cosine", "distance", "angle"]
-FeatureLoss: TypeAlias = Literal["mse", "cosine"]
-
-RELATIONS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cosine": distillation.cosine_matrix_loss,
-    "distance": distillation.distance_loss,
-    "angle": distillation.angle_loss,
-}
-FEATURE_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mse": distillation.feature_mse_loss,
-    "cosine": distillation.feature_cosine_loss,
-}
 WARMUP = 0.05  # of all steps
 LAST_RATE = 0.01  # of the learning rate
 CLIP = 5.0  # norm of the gradient
 AVERAGE_DECAY = 0.99  # of the moving average of the weights
 TOLD_EVERY = 50  # steps
 CENTER_CROPS = 4  # of each speaker, from which the student's classes start
-
-
-@dataclass(frozen=True)
-class Objective:
-    """L = alpha CE + beta KD + gamma feature + delta relation + embedding: the weights, and what shapes each term.
-
-    Attributes:
-        alpha: Of the classification of speakers, AAM-softmax.
-        beta: Of the soft labels.
-        beta_decay: Part of ``beta`` that is gone at the last step; it falls linearly.
-        gamma: Of the features.
-        delta: Of the relations, whose losses are added up.
-        embedding: Of 1 - cosine to the teacher's embedding.
-        temperature: Of the soft labels.
-        margin: Of AAM-softmax, in radians.
-        scale: Of the cosines to class centers, for AAM-softmax and soft labels.
-        feature_loss: How features are compared.
-        relations: Which relations are.
-    """
-
-    alpha: float = 0.0
-    beta: float = 0.0
-    beta_decay: float = 0.0
-    gamma: float = 0.0
-    delta: float = 0.0
-    embedding: float = 0.0
-    temperature: float = 4.0
-    margin: float = 0.2
-    scale: float = 32.0
-    feature_loss: FeatureLoss = "mse"
-    relations: tuple[Relation, ...] = ("cosine",)
-
-    @property
-    def needs_speakers(self) -> bool:
-        """Whether crops must have labels."""
-        return self.alpha > 0 or self.beta > 0
-
-    def weights(self, progress: float) -> dict[str, float]:
-        """The weight of each term that counts, when ``progress`` (0..1) of the steps are done."""
-        beta = self.beta * (1 - self.beta_decay * progress)
-        found = {
-            "CE": self.alpha,
-            "KD": beta,
-            "feature": self.gamma,
-            "relation": self.delta,
-            "embedding": self.embedding,
-        }
-        return {name: weight for name, weight in found.items() if weight > 0}
-
-    def relation(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The losses of all relations, added up; embeddings (batch, embedding_size) of either size."""
-        return torch.stack([RELATIONS[name](student, teacher) for name in self.relations]).sum()
 
 
 @dataclass(frozen=True)
@@ -165,25 +100,20 @@ class Learner:
         self, model: nn.Module, objective: Objective, taps: Sequence[Tap], lesson: Lesson, device: str = "cpu"
     ) -> None:
         self.model, self.objective, self.taps, self.lesson, self.device = model, objective, taps, lesson, device
-        self.heads = nn.ModuleDict()
-        with tapped(model, [tap.student for tap in taps]) as seen, torch.no_grad():
-            width = model(lesson.crops[:2].to(device)).shape[1]
-            ours = [stretched(seen[tap.student], tap.student_axis) for tap in taps]
-        wanted = lesson.answers.embeddings.shape[1]
-        if objective.embedding and width != wanted:
-            self.heads["embedding"] = nn.Linear(width, wanted, bias=False)
-        for i, (own, theirs) in enumerate(zip(ours, lesson.answers.features, strict=True)):
-            if own.shape[1] != theirs.shape[1]:
-                self.heads[f"feature_{i}"] = nn.Conv1d(own.shape[1], theirs.shape[1], 1)
-        # Layers differ in scale by magnitudes; relative to the teacher's own, one weight fits all.
-        self.scales = [feature.square().mean().sqrt().clamp(min=1e-6) for feature in lesson.answers.features]
-        self.centers = torch.empty(0)
+        self.layers = [(tap.student, tap.student_axis) for tap in taps]
+        with torch.no_grad():
+            ours = answer(model, lesson.crops[:2].to(device), self.layers)
+        centers = None
         if objective.needs_speakers:
             assert lesson.speakers is not None, "the pass refuses labels' terms without speakers"
-            self.centers = class_centers(lesson.answers.embeddings, lesson.speakers).to(device)
-            classifier = AAMSoftmax(width, len(self.centers), objective.margin, objective.scale)
-            classifier.weight.data = self.starting_classes(lesson.speakers)
-            self.heads["classifier"] = self.classifier = classifier
+            centers = class_centers(lesson.answers.embeddings, lesson.speakers)
+        self.heads = nn.ModuleDict()
+        self.heads["comparison"] = self.comparison = Comparison(objective, ours, lesson.answers, centers)
+        self.classifier: AAMSoftmax | None = None
+        if centers is not None and lesson.speakers is not None:
+            self.classifier = AAMSoftmax(ours.embeddings.shape[1], len(centers), objective.margin, objective.scale)
+            self.classifier.weight.data = self.starting_classes(lesson.speakers)
+            self.heads["classifier"] = self.classifier
         self.heads.to(device)
 
     def starting_classes(self, speakers: Tensor) -> Tensor:
@@ -194,42 +124,12 @@ class Learner:
 
     def losses(self, places: Tensor) -> dict[str, Tensor]:
         """Every term that counts, of the crops at ``places``, not weighted."""
-        objective, answers = self.objective, self.lesson.answers
-        with tapped(self.model, [tap.student for tap in self.taps]) as seen:
-            given = self.model(self.lesson.crops[places].to(self.device))
-        wanted = answers.embeddings[places].to(self.device)
+        given = answer(self.model, self.lesson.crops[places].to(self.device), self.layers)
         found: dict[str, Tensor] = {}
-        if objective.needs_speakers:
-            assert self.lesson.speakers is not None
-            labels, classifier = self.lesson.speakers[places].to(self.device), self.classifier
-            if objective.alpha:
-                found["CE"] = classifier(given, labels)[0]
-            if objective.beta:
-                ours = distillation.class_logits(given, classifier.weight, objective.scale)
-                theirs = distillation.class_logits(wanted, self.centers, objective.scale)
-                found["KD"] = distillation.soft_label_loss(ours, theirs, objective.temperature)
-        if objective.gamma:
-            compare = FEATURE_LOSSES[objective.feature_loss]
-            terms = []
-            for i, tap in enumerate(self.taps):
-                own = stretched(seen[tap.student], tap.student_axis)
-                adapted = self.heads[f"feature_{i}"](own) if f"feature_{i}" in self.heads else own
-                theirs = answers.features[i][places].to(self.device)
-                terms.append(compare(adapted / self.scales[i], theirs / self.scales[i]))
-            found["feature"] = torch.stack(terms).mean()
-        if objective.delta:
-            found["relation"] = objective.relation(given, wanted)
-        if objective.embedding:
-            adapted = self.heads["embedding"](given) if "embedding" in self.heads else given
-            found["embedding"] = distillation.embedding_loss(adapted, wanted)
+        if self.objective.alpha and self.classifier is not None and self.lesson.speakers is not None:
+            found["CE"] = self.classifier(given.embeddings, self.lesson.speakers[places].to(self.device))[0]
+        found |= self.comparison(given, self.lesson.answers.of(places).to(self.device), self.classifier)
         return found
-
-
-@torch.no_grad()
-def class_centers(embeddings: Tensor, speakers: Tensor) -> Tensor:
-    """Mean of the normalised embeddings (crops, embedding_size) of each speaker: (speakers, embedding_size)."""
-    sums = torch.zeros(int(speakers.max()) + 1, embeddings.shape[1]).index_add_(0, speakers, F.normalize(embeddings))
-    return F.normalize(sums)
 
 
 @torch.no_grad()
@@ -308,8 +208,7 @@ def distill(
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
         found = learner.losses(places)
-        weights = objective.weights(step / max(1, schedule.steps - 1))
-        loss = torch.stack([weights[name] * found[name] for name in weights]).sum()
+        loss = objective.total(found, step / max(1, schedule.steps - 1))
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         norm = nn.utils.clip_grad_norm_(parameters, CLIP)

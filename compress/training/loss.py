@@ -25,7 +25,7 @@ class AAMSoftmax(nn.Module):
 
     def forward(self, embedding: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, embedding_size), (batch,) -> the mean loss and the share of crops classified right."""
-        cosine = F.linear(F.normalize(embedding), F.normalize(self.weight)).clamp(-1 + 1e-6, 1 - 1e-6)
+        cosine = self.cosines(embedding).clamp(-1 + 1e-6, 1 - 1e-6)
         target = cosine.gather(1, label[:, None])
         shifted = torch.where(
             target > math.cos(math.pi - self.margin),
@@ -35,3 +35,7 @@ class AAMSoftmax(nn.Module):
         logits = self.scale * cosine.scatter(1, label[:, None], shifted)
         accuracy = (cosine.argmax(1) == label).float().mean()
         return F.cross_entropy(logits, label), accuracy
+
+    def cosines(self, embedding: Tensor) -> Tensor:
+        """(batch, embedding_size) -> cosines to the class centers, (batch, num_classes)."""
+        return F.linear(F.normalize(embedding), F.normalize(self.weight))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.artifact import Artifact, Format, versions
 from compress.files import cache_folder, keep, read_kept
@@ -32,9 +32,20 @@ class Answers:
     features: Sequence[Tensor]
     kept: bool = False
 
-    def of(self, places: slice) -> "Answers":
+    def of(self, places: slice | Tensor) -> "Answers":
         """Those of some of the crops."""
         return Answers(self.embeddings[places], [feature[places] for feature in self.features], self.kept)
+
+    def to(self, device: str) -> "Answers":
+        """The same on a device."""
+        return Answers(self.embeddings.to(device), [feature.to(device) for feature in self.features], self.kept)
+
+
+def answer(model: nn.Module, crops: Tensor, layers: Sequence[tuple[str, int | None]]) -> Answers:
+    """Run a network over crops (crops, frames, num_mel_bins); ``layers`` are names with their axis of time."""
+    with tapped(model, [name for name, _ in layers]) as seen:
+        embeddings = model(crops).float()
+    return Answers(embeddings, [stretched(seen[name].float(), axis) for name, axis in layers])
 
 
 def answers_of(teacher: Artifact, crops: Tensor, taps: Sequence[Tap], threads: int, progress: Progress) -> Answers:
@@ -65,11 +76,8 @@ def ask(teacher: Artifact, crops: Tensor, taps: Sequence[Tap], threads: int, pro
     if teacher.format != Format.TORCH:
         runner = open_runner(teacher, threads)
         return Answers(torch.cat([torch.from_numpy(runner.run(batch.numpy())) for batch in batches]), [])
-    embeddings: list[Tensor] = []
-    features: list[list[Tensor]] = [[] for _ in taps]
-    with tapped(teacher.module, [tap.teacher for tap in taps]) as seen, torch.no_grad():
-        for batch in batches:
-            embeddings.append(teacher.module(batch))
-            for tap, feature in zip(taps, features, strict=True):
-                feature.append(stretched(seen[tap.teacher], tap.teacher_axis))
-    return Answers(torch.cat(embeddings), [torch.cat(feature) for feature in features])
+    layers = [(tap.teacher, tap.teacher_axis) for tap in taps]
+    with torch.no_grad():
+        parts = [answer(teacher.module, batch, layers) for batch in batches]
+    features = [torch.cat([part.features[i] for part in parts]) for i in range(len(taps))]
+    return Answers(torch.cat([part.embeddings for part in parts]), features)
