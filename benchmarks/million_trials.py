@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from compress.evaluation.memory import peak_rss_of
-from compress.evaluation.verification import cosine_scores, eer, eer_interval, min_dcf
+from compress.verification import cosine_scores, eer, eer_interval, min_dcf
 
 SPEAKERS, UTTERANCES, EMBEDDING_SIZE = 1000, 20, 192
 SPREAD = 1.65  # of utterances around their speaker, whose own spread is 1: an EER of a few percent

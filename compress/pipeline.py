@@ -31,7 +31,6 @@ from compress.errors import CompressError, InputError, MachineError, UnmetBudget
 from compress.evaluation.memory import peak_rss_of
 from compress.evaluation.side_by_side import time_runners
 from compress.evaluation.speakers import Figures, Verification, measure
-from compress.evaluation.verification import eer
 from compress.files import (
     append_line,
     is_temporary,
@@ -46,6 +45,7 @@ from compress.passes import Context, Pass
 from compress.progress import Progress, Silent
 from compress.report import TrialScores, render_report, summarize
 from compress.runners import Runner, golden_outputs, open_runner, runners_for, torch_threads
+from compress.verification import eer
 
 __all__ = ["RunConfig", "from_mapping", "run"]
 

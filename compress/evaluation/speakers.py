@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 from compress.audio import probe
 from compress.data import DataFolder, Trials
 from compress.errors import InputError
-from compress.evaluation.verification import (
+from compress.features import num_frames
+from compress.machine import cores
+from compress.progress import Progress
+from compress.runners import Runner
+from compress.verification import (
     cosine_scores,
     decision_flips,
     eer,
@@ -21,10 +25,6 @@ from compress.evaluation.verification import (
     length_normalize,
     min_dcf,
 )
-from compress.features import num_frames
-from compress.machine import cores
-from compress.progress import Progress
-from compress.runners import Runner
 
 Array = NDArray[np.float32]
 P = ParamSpec("P")

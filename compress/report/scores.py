@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.evaluation.verification import det_curve
+from compress.verification import det_curve
 
 Floats = NDArray[np.float64]
 

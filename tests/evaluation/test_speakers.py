@@ -16,9 +16,9 @@ from compress.artifact import Artifact
 from compress.data import DataFolder, Trials
 from compress.errors import InputError
 from compress.evaluation.speakers import Figures, Verification, measure, typical_waveform
-from compress.evaluation.verification import eer, min_dcf
 from compress.progress import Silent
 from compress.runners import OnnxRuntimeRunner, TorchRunner
+from compress.verification import eer, min_dcf
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from compress.errors import InputError, ModelError, SettingError
-from compress.evaluation.verification import (
+from compress.verification import (
     CHUNK_TRIALS,
     cosine_scores,
     decision_flips,
