@@ -13,9 +13,11 @@ from compress.data import DataFolder
 from compress.errors import InputError, MachineError
 from compress.files import is_temporary, write_text
 from compress.machine import cores, probe_cuda
+from compress.surgery import count_parameters
 from compress.training.corpus import fingerprint, load_noise, load_speech
 from compress.training.recipe import build_network, read_recipe, to_yaml
 from compress.training.trainer import Crops, State, train
+from compress.training.tutor import find_tutor
 
 LINE_EVERY = 50  # steps
 
@@ -28,7 +30,9 @@ LINE_EVERY = 50  # steps
 @click.option("--init", metavar="MODEL", help="Start from the weights of this artifact folder or registered model.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1, 1024), help="Default: all cores.")
-@click.option("--workers", type=click.IntRange(1, 1024), default=1, show_default=True, help="Processes that make batches.")
+@click.option(
+    "--workers", type=click.IntRange(1, 1024), default=1, show_default=True, help="Processes that make batches."
+)
 @click.option("--half", is_flag=True, help="Store the weights in half precision.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 def train_command(
@@ -58,7 +62,10 @@ def train_command(
     utterances, speakers = load_speech(folder, bars)
     crops = Crops(settings, utterances, speakers, load_noise(noise, bars))
     num_classes = crops.num_speakers * len(settings.speeds)
-    state = State(model, width, num_classes, settings, device, fingerprint(folder, noise))
+    tutor = find_tutor(settings, model, crops, device)
+    if tutor:
+        bars.say(f"learning from {settings.teacher}, {count_parameters(tutor.module):,} parameters")
+    state = State(model, width, num_classes, settings, device, fingerprint(folder, noise), tutor)
     checkpoint = out / "checkpoint.pt"
     if resume and checkpoint.exists():
         state.load(checkpoint)
@@ -104,8 +111,11 @@ def reporter(bars: Bars, steps: int, advance: Callable[[int, int], None]) -> Cal
         advance(step, steps)
         recent.append(line)
         if step % LINE_EVERY == 0 or step == steps:
-            loss, accuracy, seconds = (sum(x[k] for x in recent) / len(recent) for k in ("loss", "accuracy", "step_s"))
-            bars.say(f"step {step} of {steps}: loss {loss:.3f}, accuracy {accuracy:.1%}, {seconds:.2f} s a step")
+            mean = {name: sum(x[name] for x in recent) / len(recent) for name in line}
+            terms = [name for name in mean if name not in ("step", "accuracy", "step_s")]
+            said = [f"{name} {mean[name]:.3f}" for name in (terms if len(terms) > 2 else terms[:1])]
+            said += [f"accuracy {mean['accuracy']:.1%}"] if "accuracy" in mean else []
+            bars.say(f"step {step} of {steps}: {', '.join(said)}, {mean['step_s']:.2f} s a step")
             recent.clear()
 
     return report

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,11 @@ from torch import nn
 from compress.errors import SettingError, unknown_name
 from compress.models import architecture
 from compress.training.augment import Augmentation, check_bounds, check_pair
+from compress.training.objective import Objective
 from compress.yaml_file import read_yaml
+
+LABELS = Objective(alpha=1.0)  # what is learned without a teacher
+OF_THE_RECIPE = ("margin", "scale")  # of an objective: the recipe has its own, which grow
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,9 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
     precision: str = "bf16"  # of the network's arithmetic while training; weights and loss are float32
     seed: int = 1
+    teacher: str = ""  # a registered model or artifact folder to learn from; none: speakers' labels alone
+    objective: Objective = LABELS  # weights of the terms; margin and scale are above
+    layers: tuple[str, ...] = ()  # whose features are compared: names, or pairs student=teacher
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size) < 1 or not 0 <= self.final_steps <= self.steps:
@@ -56,6 +63,18 @@ class Recipe:
         check_pair("scale", self.scale, 1.0, 1000.0)
         if self.precision not in ("bf16", "fp32"):
             raise SettingError(f"recipe: precision must be bf16 or fp32, got '{self.precision}'.")
+        self.objective.check("recipe: objective.")
+        if self.objective.needs_teacher and not self.teacher:
+            raise SettingError("recipe: objective asks to equal a teacher, and there is none. Name one as `teacher`.")
+        if self.teacher and not self.objective.needs_teacher:
+            raise SettingError(
+                f"recipe: teacher is {self.teacher}, and nothing is learned from it. Give objective a beta, gamma,"
+                " delta or embedding of more than 0."
+            )
+        if self.layers and not self.objective.gamma:
+            raise SettingError("recipe: layers are compared by objective.gamma, and that is 0.")
+        if self.objective.delta and self.batch_size < 3:
+            raise SettingError("recipe: objective.delta compares the crops of a batch; batch_size must be 3 or more.")
 
 
 _BOUNDS = (
@@ -78,8 +97,10 @@ def read_recipe(path: Path) -> Recipe:
     """
     values = read_yaml(path, "recipe", "model, steps")
     if "augmentation" in values:
-        values["augmentation"] = _checked(Augmentation, values["augmentation"], f"{path}: augmentation")
-    recipe: Recipe = _checked(Recipe, values, str(path))
+        values["augmentation"] = _checked(Augmentation(), values["augmentation"], f"{path}: augmentation")
+    if "objective" in values:
+        values["objective"] = _checked(LABELS, values["objective"], f"{path}: objective", OF_THE_RECIPE)
+    recipe: Recipe = _checked(Recipe(), values, str(path))
     return recipe
 
 
@@ -105,20 +126,25 @@ def build_network(recipe: Recipe) -> nn.Module:
 
 def to_yaml(recipe: Recipe) -> str:
     """Write a recipe with all its defaults, in the form that :func:`read_recipe` reads."""
-    values = dataclasses.asdict(recipe)
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    plain["augmentation"] = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in values["augmentation"].items()
-    }
-    return yaml.safe_dump(plain, sort_keys=False)
+    return yaml.safe_dump(to_plain(recipe), sort_keys=False)
 
 
-def _checked(kind: type[Any], values: Any, source: str) -> Any:
-    """Build a dataclass from a mapping; every value must have the type of its default."""
+def to_plain(recipe: Recipe) -> dict[str, Any]:
+    """Give the values of a recipe as YAML has them: lists and mappings."""
+
+    def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    found = plain(dataclasses.asdict(recipe))
+    objective = {name: value for name, value in found["objective"].items() if name not in OF_THE_RECIPE}
+    return found | {"augmentation": plain(found["augmentation"]), "objective": plain(objective)}
+
+
+def _checked(defaults: Any, values: Any, source: str, without: Sequence[str] = ()) -> Any:
+    """Change a dataclass by a mapping; every value must have the type of its default."""
     if not isinstance(values, Mapping):
         raise SettingError(f"{source} must be a mapping, got {values!r}.")
-    defaults = kind()
-    known = [f.name for f in dataclasses.fields(kind)]
+    known = [f.name for f in dataclasses.fields(defaults) if f.name not in without]
     read = {}
     for key, value in values.items():
         if key not in known:
@@ -127,10 +153,11 @@ def _checked(kind: type[Any], values: Any, source: str) -> Any:
         if isinstance(default, tuple):
             if not isinstance(value, list):
                 raise SettingError(f"{source}: {key} must be a list such as {list(default)}, got {value!r}.")
-            read[key] = tuple(_typed(item, default[0], f"{source}: the items of {key}") for item in value)
+            kind = default[0] if default else ""
+            read[key] = tuple(_typed(item, kind, f"{source}: the items of {key}") for item in value)
         else:
             read[key] = _typed(value, default, f"{source}: {key}")
-    return kind(**read)
+    return dataclasses.replace(defaults, **read)
 
 
 def _typed(value: Any, default: Any, name: str) -> Any:

@@ -26,7 +26,9 @@ class Tap:
     teacher_axis: int | None
 
 
-def choose_taps(student: nn.Module, teacher: nn.Module, num_mel_bins: int, layers: Sequence[str]) -> list[Tap]:
+def choose_taps(
+    student: nn.Module, teacher: nn.Module, num_mel_bins: int, layers: Sequence[str], setting: str = "distill.layers"
+) -> list[Tap]:
     """Find the layers to compare.
 
     Args:
@@ -35,6 +37,7 @@ def choose_taps(student: nn.Module, teacher: nn.Module, num_mel_bins: int, layer
         num_mel_bins: Of the features.
         layers: Names, or pairs ``student=teacher``. Without any, up to ``MOST_LAYERS`` of those that have one name in
             both networks and an axis of time are taken, spread evenly from front to back.
+        setting: What ``layers`` are called where they were given.
 
     Raises:
         SettingError: If a layer is not there or gives no tensor, or none were named and none have one name in both.
@@ -45,8 +48,8 @@ def choose_taps(student: nn.Module, teacher: nn.Module, num_mel_bins: int, layer
     else:
         also = dict(_units(teacher))
         pairs = [(name, name) for name, _ in _units(student) if name in also]
-    ours = _time_axes(student, [name for name, _ in pairs], num_mel_bins)
-    theirs = _time_axes(teacher, [name for _, name in pairs], num_mel_bins)
+    ours = _time_axes(student, [name for name, _ in pairs], num_mel_bins, setting)
+    theirs = _time_axes(teacher, [name for _, name in pairs], num_mel_bins, setting)
     if layers:
         for whose, axes, names in (
             ("student", ours, [name for name, _ in pairs]),
@@ -54,13 +57,13 @@ def choose_taps(student: nn.Module, teacher: nn.Module, num_mel_bins: int, layer
         ):
             for name in names:
                 if name not in axes:
-                    raise SettingError(f"distill.layers: {name} of the {whose} gives no tensor to compare.")
+                    raise SettingError(f"{setting}: {name} of the {whose} gives no tensor to compare.")
         return [Tap(a, b, ours[a], theirs[b]) for a, b in pairs]
     taps = [Tap(a, b, ours[a], theirs[b]) for a, b in pairs if ours.get(a) is not None and theirs.get(b) is not None]
     if not taps:
         raise SettingError(
-            "distill: no layer has the same name in student and teacher. Name pairs, such as"
-            " distill.layers=layer2=blocks.1, or set distill.gamma=0."
+            f"{setting}: no layer has the same name in student and teacher. Name pairs, such as layer2=blocks.1, or set"
+            " gamma to 0."
         )
     places = np.linspace(0, len(taps) - 1, MOST_LAYERS + 1).round().astype(int)[1:]
     return [taps[place] for place in sorted(set(places.tolist()))]
@@ -102,12 +105,12 @@ def _units(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
             yield f"{prefix}{name}", child
 
 
-def _time_axes(model: nn.Module, names: Sequence[str], num_mel_bins: int) -> Mapping[str, int | None]:
+def _time_axes(model: nn.Module, names: Sequence[str], num_mel_bins: int, setting: str) -> Mapping[str, int | None]:
     """The axis of each named layer's output that grows with the utterance; layers without one tensor are left out."""
     known = dict(model.named_modules())
     for name in names:
         if name not in known:
-            raise unknown_name("layer in distill.layers", name, known)
+            raise unknown_name(f"layer in {setting}", name, known)
     shapes = []
     with tapped(model, names) as seen, torch.no_grad():
         for frames in PROBE_FRAMES:

@@ -23,9 +23,11 @@ from compress.files import append_line, replaced_file
 from compress.models.checkpoint import BROKEN_PICKLE, load_into
 from compress.training.augment import PCM, augment, random_crop
 from compress.training.loss import AAMSoftmax
-from compress.training.recipe import Recipe, to_yaml
+from compress.training.recipe import Recipe, to_plain, to_yaml
+from compress.training.teacher import Answers
+from compress.training.tutor import Tutor
 
-PARTS = ("model", "average", "classifier", "optimizer")
+PARTS = ("model", "average", "classifier", "heads", "optimizer")
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):
@@ -66,7 +68,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
 
 class State:
-    """Network, averaged network, classifier and optimizer: what a checkpoint holds.
+    """Network, averaged network, classifier, heads of a distillation and optimizer: what a checkpoint holds.
 
     Args:
         model: Fresh, or trained before.
@@ -75,6 +77,7 @@ class State:
         recipe: Of the training; a checkpoint of another one is refused.
         device: ``cpu`` or ``cuda``.
         data: Fingerprint of the training data; a checkpoint of others is refused.
+        tutor: The teacher, where the recipe names one; a checkpoint of another is refused.
     """
 
     def __init__(
@@ -85,13 +88,16 @@ class State:
         recipe: Recipe,
         device: str = "cpu",
         data: str = "",
+        tutor: Tutor | None = None,
     ) -> None:
-        self.step, self.device = 0, device
-        self.origin = {"recipe": to_yaml(recipe), "classes": num_classes, "data": data}
+        self.step, self.device, self.tutor = 0, device, tutor
+        teacher = tutor.sha256 if tutor else None
+        self.origin = {"recipe": to_yaml(recipe), "classes": num_classes, "data": data, "teacher": teacher}
         self.model = model.to(device).train()
         self.average = copy.deepcopy(model).eval()
         self.classifier = AAMSoftmax(embedding_size, num_classes).to(device)
-        parameters = [*model.parameters(), *self.classifier.parameters()]
+        self.heads = tutor.comparison if tutor else nn.Module()
+        parameters = [*model.parameters(), *self.classifier.parameters(), *self.heads.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
 
     def save(self, path: Path) -> None:
@@ -130,7 +136,7 @@ class State:
             )
         try:
             for name in PARTS:
-                getattr(self, name).load_state_dict(found[name])
+                getattr(self, name).load_state_dict(found.get(name, {}) if name == "heads" else found[name])
             self.step = int(found["step"])
         except BROKEN_PICKLE as error:
             raise damaged(path) from error
@@ -176,9 +182,12 @@ def compare_origins(stored: Mapping[str, Any], own: Mapping[str, Any]) -> list[s
     found = []
     if stored.get("recipe") != own["recipe"]:
         before, now = yaml.safe_load(str(stored.get("recipe"))), yaml.safe_load(own["recipe"])
-        before = before if isinstance(before, dict) else {}
-        keys = [key for key in now if key not in before or before[key] != now[key]]
-        found.append(f"the recipe has another {', '.join(keys or ['form'])}")
+        before = to_plain(Recipe()) | (before if isinstance(before, dict) else {})
+        keys = [key for key in now if before[key] != now[key]]  # one that an older version did not have is as it was
+        if keys:
+            found.append(f"the recipe has another {', '.join(keys)}")
+    if stored.get("teacher") != own["teacher"]:
+        found.append("the teacher is another file")
     if stored.get("classes") != own["classes"]:
         found.append(f"it has {stored.get('classes')} classes (speakers times speeds), now there are {own['classes']}")
     elif stored.get("data") != own["data"]:
@@ -213,24 +222,27 @@ def train(
     """Train from ``state.step`` to the end; checkpoints and ``train.jsonl`` are written to ``folder``.
 
     A step that was interrupted half-way is repeated on resume. Batches are made by ``workers`` processes beside this
-    one; how many does not change what is learned.
+    one, or without any by this one; how many does not change what is learned.
 
     Raises:
         ModelError: If the training diverges. The last checkpoint written before stays.
         MachineError: If the disk is full.
     """
     steps = range(state.step, recipe.steps)
-    loader = DataLoader(crops, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=4)
+    ahead = 4 if workers else None
+    loader = DataLoader(crops, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=ahead)
     checkpoint = folder / "checkpoint.pt"
     try:
         for features, labels in loader:
             started = time.monotonic()
             if 0 < state.step == recipe.speeds_from_step:
                 state.spread_classes(crops.num_speakers)
-            loss, accuracy = train_step(state, recipe, features, labels)
+            # before it, the classes of further speeds have no crops, and start anew at it
+            classes = crops.num_speakers if state.step < recipe.speeds_from_step else None
+            told = train_step(state, recipe, features, labels, classes)
             state.step += 1
             state.update_average(recipe.average_decay)
-            line = {"step": state.step, "loss": loss, "accuracy": accuracy, "step_s": time.monotonic() - started}
+            line = {"step": state.step, **told, "step_s": time.monotonic() - started}
             append_line(folder / "train.jsonl", json.dumps(line))
             report(line)
             if state.step % checkpoint_every == 0:
@@ -243,8 +255,20 @@ def train(
     state.save(checkpoint)
 
 
-def train_step(state: State, recipe: Recipe, features: Tensor, labels: Tensor) -> tuple[float, float]:
-    """One update on features (batch, frames, num_mel_bins) and class labels (batch,); returns loss and accuracy.
+def train_step(
+    state: State, recipe: Recipe, features: Tensor, labels: Tensor, classes: int | None = None
+) -> dict[str, float]:
+    """One update on features (batch, frames, num_mel_bins) and class labels (batch,).
+
+    Args:
+        state: Changed in place.
+        recipe: Of the training.
+        features: The teacher hears the same.
+        labels: From 0.
+        classes: Soft labels are over the first so many; none: all.
+
+    Returns:
+        The loss, each of its terms, and the share of crops classified right, where classes are learned.
 
     Raises:
         ModelError: If the loss or its gradient is NaN or infinite; the weights are left as they were.
@@ -254,12 +278,10 @@ def train_step(state: State, recipe: Recipe, features: Tensor, labels: Tensor) -
     state.classifier.scale = recipe.scale[0] + (recipe.scale[1] - recipe.scale[0]) * grown
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(recipe, state.step)
-    features, labels = features.to(state.device), labels.to(state.device)
-    with torch.autocast(state.device, torch.bfloat16, enabled=recipe.precision == "bf16"):
-        embedding = state.model(features)
-    loss, accuracy = state.classifier(embedding.float(), labels)
+    terms, accuracy = losses(state, recipe, features.to(state.device), labels.to(state.device), classes)
+    loss = recipe.objective.total(terms, state.step / max(1, recipe.steps - 1))
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), 5.0)
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
         raise ModelError(
@@ -267,4 +289,24 @@ def train_step(state: State, recipe: Recipe, features: Tensor, labels: Tensor) -
             f" {norm.item():g}. Lower learning_rate or raise warmup_steps, and train again in another --out folder."
         )
     state.optimizer.step()
-    return loss.item(), accuracy.item()
+    told = {"loss": loss, **terms} | ({} if accuracy is None else {"accuracy": accuracy})
+    return {name: value.item() for name, value in told.items()}
+
+
+def losses(
+    state: State, recipe: Recipe, features: Tensor, labels: Tensor, classes: int | None
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Every term that counts, not weighted, and the share classified right, where classes are learned."""
+    terms: dict[str, Tensor] = {}
+    accuracy = None
+    with torch.autocast(state.device, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        wanted = state.tutor.answers(features) if state.tutor else None
+        given = state.tutor.heard(state.model, features) if state.tutor else Answers(state.model(features).float(), [])
+    if recipe.objective.needs_speakers:
+        with torch.set_grad_enabled(recipe.objective.alpha > 0):
+            classification, accuracy = state.classifier(given.embeddings, labels)
+        if recipe.objective.alpha:
+            terms["CE"] = classification
+    if state.tutor and wanted:
+        terms |= state.tutor.comparison(given, wanted, state.classifier, classes)
+    return terms, accuracy

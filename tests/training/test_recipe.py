@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.errors import InputError, SettingError
+from compress.training.objective import Objective
 from compress.training.recipe import Recipe, build_network, read_recipe, to_yaml
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
@@ -23,6 +24,13 @@ def test_a_recipe_survives_yaml(
 ) -> None:
     recipe = Recipe(steps=steps, margin=margin, speeds=tuple(speeds))
     assert read(to_yaml(recipe), tmp_path_factory.mktemp("recipe")) == recipe
+
+
+def test_a_recipe_with_a_teacher_survives_yaml(tmp_path: Path) -> None:
+    text = "{teacher: runs/big, layers: [a=b], objective: {beta: 0.7, gamma: 0.3, relations: [distance, angle]}}"
+    recipe = read(text, tmp_path)
+    assert recipe.objective == Objective(alpha=1.0, beta=0.7, gamma=0.3, relations=("distance", "angle"))
+    assert read(to_yaml(recipe), tmp_path) == recipe
 
 
 def test_every_recipe_of_the_repository_reads() -> None:
@@ -62,6 +70,16 @@ def test_an_unknown_key_offers_the_nearest(tmp_path: Path) -> None:
         ("speeds: []", "at least one speed"),
         ("precision: fp8", "bf16 or fp32, got 'fp8'"),
         ("speeds: [1.0, -1.0]", r"speeds must be in 0\.1\.\.10, got -1"),
+        ("objective: {beta: 0.7}", "objective asks to equal a teacher, and there is none"),
+        ("teacher: campplus", "teacher is campplus, and nothing is learned from it"),
+        ("objective: {alpha: 0}", r"objective\.alpha, beta, gamma, delta and embedding are all 0"),
+        ("objective: {alpha: -1.0}", r"objective\.alpha must be 0 or more, got -1\.0"),
+        ("objective: {temperature: 0}", r"objective\.temperature must be more than 0"),
+        ("objective: {margin: 0.1}", "unknown key in .*objective: 'margin'"),
+        ("objective: {feature_loss: l1}", r"objective\.feature_loss must be mse or cosine, got 'l1'"),
+        ("objective: {relations: [angel]}", r"objective\.relations must be of cosine, distance, angle, got 'angel'"),
+        ("layers: [block1]", r"layers are compared by objective\.gamma, and that is 0"),
+        ("{teacher: campplus, batch_size: 2, objective: {delta: 1}}", "batch_size must be 3 or more"),
     ],
 )
 def test_a_value_out_of_range_is_named(tmp_path: Path, text: str, message: str) -> None:
