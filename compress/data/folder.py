@@ -1,4 +1,4 @@
-"""A data folder: plain text files that name audio, speakers and trials, one entry a line.
+"""A data folder: plain text files that name audio, speakers and trials, one entry a line; or one folder per speaker.
 
 Every reader takes a ``complain`` function for broken lines. By default the first one raises an InputError with file
 and line; ``compress data check`` collects them all instead.
@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.audio import Array, read_audio
+from compress.audio import AUDIO_SUFFIXES, Array, read_audio
 from compress.errors import InputError
 from compress.files import replaced_folder
 
@@ -150,14 +150,23 @@ class DataFolder:
     def read(cls, path: Path | str) -> "DataFolder":
         """Read the text files of a folder; audio is touched only when asked for.
 
+        A folder without ``wav.scp`` is read as one folder per speaker, see :func:`list_speakers`.
+
         Raises:
-            InputError: If the folder or its ``wav.scp`` is missing or empty, or a line of any table is broken.
+            InputError: If the folder is missing, holds neither ``wav.scp`` nor speakers' folders, or a line of any
+                table is broken.
         """
         root = Path(path)
         if not root.is_dir():
             raise InputError(f"{root}: no such data folder. It is a folder that holds a wav.scp.")
         if not (root / "wav.scp").is_file():
-            raise InputError(f"{root} has no wav.scp (lines 'utterance path'), so it is not a data folder.")
+            audio, speakers = ({}, {}) if (root / "utt2spk").exists() else list_speakers(root)
+            if not audio:
+                raise InputError(
+                    f"{root} has no wav.scp (lines 'utterance path'), so it is not a data folder; nor is it one of a"
+                    " folder per speaker with audio in it."
+                )
+            return cls(root, audio, speakers)
         return cls(
             root=root,
             paths=dict(read_scp(root / "wav.scp")),
@@ -269,6 +278,31 @@ class DataFolder:
         if count is not None:
             entries = [entries[i * len(entries) // count] for i in range(count)]
         return DataFolder(scp.parent, dict(entries), _optional_table(scp.parent / "utt2spk"))
+
+
+def list_speakers(root: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """List a folder that holds one folder per speaker, with audio files anywhere below it.
+
+    An utterance is named ``speaker-path-below-it``, with ``-`` for separators and ``_`` for blanks. Hidden files and
+    folders are passed over.
+
+    Returns:
+        The audio file of each utterance, in sorted order, and its speaker.
+
+    Raises:
+        InputError: If an audio file lies beside the speakers' folders, or two would have the same name.
+    """
+    audio: dict[str, Path] = {}
+    speakers: dict[str, str] = {}
+    for file in _audio_files(root):
+        folder, *below = file.relative_to(root).with_suffix("").parts
+        if not below:
+            raise InputError(f"{file} lies beside the speakers' folders. Move it into one, or away.")
+        utterance, speaker = _one_word("-".join([folder, *below])), _one_word(folder)
+        if utterance in audio:
+            raise InputError(f"{audio[utterance]} and {file} would both be utterance '{utterance}'. Rename one.")
+        audio[utterance], speakers[utterance] = file, speaker
+    return audio, speakers
 
 
 class Entry(NamedTuple):
@@ -387,6 +421,21 @@ def _read_text(path: Path, complain: Complain) -> str:
     except UnicodeDecodeError as error:
         complain(path, data.count(b"\n", 0, error.start) + 1, "is not UTF-8 text. Convert the file to UTF-8.")
         return data.decode("utf-8-sig", errors="replace")
+
+
+def _audio_files(folder: Path) -> Iterator[Path]:
+    """Find the audio files below a folder, in order; hidden files and folders are passed over."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _audio_files(path)
+        elif path.suffix.lower() in AUDIO_SUFFIXES:
+            yield path
+
+
+def _one_word(name: str) -> str:
+    return "_".join(name.split())
 
 
 def _optional_table(path: Path) -> dict[str, str]:

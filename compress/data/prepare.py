@@ -9,12 +9,12 @@ import math
 import os
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from compress.audio import AUDIO_SUFFIXES, probe
-from compress.data.folder import check_new, read_entries, read_scp_entries, write_folder
+from compress.audio import probe
+from compress.data.folder import check_new, list_speakers, read_entries, read_scp_entries, write_folder
 from compress.errors import InputError, unknown_name
 
 SEED = 20261120
@@ -66,16 +66,7 @@ def prepare_folder(source: Path, out: Path, progress: Progress | None = None) ->
         InputError: If there are not two speakers, one of them with two utterances; if a name is not unique or a file
             not readable.
     """
-    audio: dict[str, Path] = {}
-    speakers: dict[str, str] = {}
-    for file in _audio_files(source):
-        folder, *below = file.relative_to(source).with_suffix("").parts
-        if not below:
-            raise InputError(f"{file} lies beside the speakers' folders. Move it into one, or away.")
-        utterance, speaker = _one_word("-".join([folder, *below])), _one_word(folder)
-        if utterance in audio:
-            raise InputError(f"{audio[utterance]} and {file} would both be utterance '{utterance}'. Rename one.")
-        audio[utterance], speakers[utterance] = file, speaker
+    audio, speakers = list_speakers(source)
     groups = group_by_speaker(speakers)
     if len(groups) < 2 or max(len(members) for members in groups.values()) < 2:
         raise InputError(
@@ -255,21 +246,6 @@ def _speaker_pairs(speakers: Sequence[str], limit: int, rng: random.Random) -> l
         one, other = sorted(rng.sample(range(len(speakers)), 2))
         pairs.add((speakers[one], speakers[other]))
     return sorted(pairs)
-
-
-def _audio_files(source: Path) -> Iterator[Path]:
-    """Find the audio files below a folder, in order; hidden files and folders are passed over."""
-    for path in sorted(source.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            yield from _audio_files(path)
-        elif path.suffix.lower() in AUDIO_SUFFIXES:
-            yield path
-
-
-def _one_word(name: str) -> str:
-    return "_".join(name.split())
 
 
 def _durations_s(audio: Mapping[str, Path], progress: Progress | None) -> dict[str, float]:

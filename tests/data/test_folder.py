@@ -187,12 +187,40 @@ def test_a_folder_without_trials_says_so(tmp_path: Path) -> None:
         ({"wav_scp": "a a.wav\n", "utt2dur": "a nan\n"}, r"utt2dur:1: 'nan' is not a number of 0 or more\."),
         ({"wav_scp": "a a.wav\n", "spk2age": "s -3\n"}, r"spk2age:1: '-3' is not a number"),
         ({"wav_scp": "a a.wav\n", "utt2spk": "a\n"}, r"utt2spk:1: 'a' stands alone"),
-        ({"utt2spk": "a s\n"}, r"has no wav\.scp \(lines 'utterance path'\), so it is not a data folder\."),
+        ({"utt2spk": "a s\n"}, r"has no wav\.scp \(lines 'utterance path'\), so it is not a data folder;"),
     ],
 )
 def test_a_broken_folder_says_where_and_why(tmp_path: Path, files: dict[str, str], text: str) -> None:
     with pytest.raises(InputError, match=text):
         DataFolder.read(data_folder(tmp_path / "data", **files))
+
+
+def test_a_folder_per_speaker_is_read_without_lists(tmp_path: Path) -> None:
+    for name in ("anna/monday/01.flac", "anna/02.WAV", "ben van/1.ogg", "ben van/notes.txt", ".trash/a/1.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    data = DataFolder.read(tmp_path)
+    assert data.speakers == {"anna-02": "anna", "anna-monday-01": "anna", "ben_van-1": "ben_van"}
+    assert data.path("anna-monday-01") == tmp_path / "anna" / "monday" / "01.flac"
+    (tmp_path / "utt2spk").write_text("anna-02 anna\n")  # so it is a data folder that lost its wav.scp
+    with pytest.raises(InputError, match=r"has no wav\.scp"):
+        DataFolder.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "text"),
+    [
+        ({"a.wav"}, r"a\.wav lies beside the speakers' folders\. Move it into one, or away\."),
+        ({"a/1.wav", "a/1.flac"}, r"1\.flac and .*1\.wav would both be utterance 'a-1'\. Rename one\."),
+        ({"a/notes.txt"}, r"nor is it one of a folder per speaker with audio in it\."),
+    ],
+)
+def test_a_folder_per_speaker_that_cannot_be_read(tmp_path: Path, files: set[str], text: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=text):
+        DataFolder.read(tmp_path)
 
 
 def test_a_shell_command_is_never_executed(tmp_path: Path) -> None:
