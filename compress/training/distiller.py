@@ -168,6 +168,88 @@ def batches(count: int, batch_size: int, steps: int, seed: int) -> list[Tensor]:
     return list(torch.from_numpy(np.concatenate(rounds)[:steps]))
 
 
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Parameters that learn at one rate.
+
+    Attributes:
+        parameters: Of the student, or of what is learned beside it.
+        rate: Multiplies the schedule's.
+        start: The first step at which they learn; until then they stay as they are.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    rate: float = 1.0
+    start: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What some steps of learning gave.
+
+    Attributes:
+        model: With the weights of the last step.
+        average: With their moving average.
+        losses: Mean of each term, not weighted, over the last steps.
+        step_s: Median seconds of a step.
+    """
+
+    model: nn.Module
+    average: nn.Module
+    losses: Mapping[str, float]
+    step_s: float
+
+
+def learn(learner: Learner, groups: Sequence[Group], schedule: Schedule, progress: Progress, doing: str) -> Learned:
+    """Take the steps of a schedule.
+
+    Args:
+        learner: What learns; its network is changed in place.
+        groups: All that learns.
+        schedule: How long and how fast.
+        progress: Shows the steps, and tells the losses.
+        doing: What this is, for the progress display.
+
+    Raises:
+        ModelError: If a loss or its gradient is NaN or infinite.
+    """
+    student = learner.model
+    average = copy.deepcopy(student)
+    parameters = [parameter for group in groups for parameter in group.parameters]
+    listed = [{"params": list(group.parameters)} for group in groups]
+    optimizer = torch.optim.AdamW(listed, schedule.learning_rate, weight_decay=0.0)
+    told: list[dict[str, float]] = []
+    seconds = []
+    plan = batches(len(learner.lesson.crops), schedule.batch_size, schedule.steps, schedule.seed)
+    for step, places in enumerate(progress.track(plan, doing)):
+        started = time.monotonic()
+        for options, group in zip(optimizer.param_groups, groups, strict=True):
+            options["lr"] = group.rate * schedule.rate(step)
+            for parameter in group.parameters:
+                parameter.requires_grad_(step >= group.start)
+        found = learner.losses(places)
+        loss = learner.objective.total(found, step / max(1, schedule.steps - 1))
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        norm = nn.utils.clip_grad_norm_(parameters, CLIP)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise ModelError(
+                f"{doing} diverged at step {step + 1}: loss {loss.item():g}, norm of its gradient {norm.item():g}."
+                " Lower the learning rate."
+            )
+        optimizer.step()
+        follow(average, student, min(AVERAGE_DECAY, (1 + step) / (10 + step)))
+        seconds.append(time.monotonic() - started)
+        told.append({"loss": loss.item()} | {name: term.item() for name, term in found.items()})
+        if (step + 1) % TOLD_EVERY == 0 or step + 1 == len(plan):
+            recent = means(told[-TOLD_EVERY:])
+            terms = ", ".join(f"{name} {value:.3g}" for name, value in recent.items())
+            progress.say(f"step {step + 1} of {len(plan)}: {terms}; {np.median(seconds):.2f} s a step")
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    return Learned(student, average, means(told[-TOLD_EVERY:]), float(np.median(seconds)))
+
+
 def distill(
     given: nn.Module,
     lesson: Lesson,
@@ -196,36 +278,9 @@ def distill(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(schedule.seed)  # adapters start at random
         learner = Learner(copy.deepcopy(given).to(device), objective, taps, lesson, device)
-    student = learner.model
-    average = copy.deepcopy(student)
-    parameters = [*student.parameters(), *learner.heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, schedule.learning_rate, weight_decay=0.0)
-    told: list[dict[str, float]] = []
-    seconds = []
-    plan = batches(len(lesson.crops), schedule.batch_size, schedule.steps, schedule.seed)
-    for step, places in enumerate(progress.track(plan, "distilling")):
-        started = time.monotonic()
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(step)
-        found = learner.losses(places)
-        loss = objective.total(found, step / max(1, schedule.steps - 1))
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        norm = nn.utils.clip_grad_norm_(parameters, CLIP)
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            raise ModelError(
-                f"distillation diverged at step {step + 1}: loss {loss.item():g}, norm of its gradient"
-                f" {norm.item():g}. Lower distill.learning_rate."
-            )
-        optimizer.step()
-        follow(average, student, min(AVERAGE_DECAY, (1 + step) / (10 + step)))
-        seconds.append(time.monotonic() - started)
-        told.append({"loss": loss.item()} | {name: term.item() for name, term in found.items()})
-        if (step + 1) % TOLD_EVERY == 0 or step + 1 == len(plan):
-            recent = means(told[-TOLD_EVERY:])
-            terms = ", ".join(f"{name} {value:.3g}" for name, value in recent.items())
-            progress.say(f"step {step + 1} of {len(plan)}: {terms}; {np.median(seconds):.2f} s a step")
-    candidates = {"given": given, "trained": student, "averaged": average}
+    everything = Group([*learner.model.parameters(), *learner.heads.parameters()])
+    learned = learn(learner, [everything], schedule, progress, "distilling")
+    candidates = {"given": given, "trained": learned.model, "averaged": learned.average}
     embeddings = {name: embeddings_of(model.cpu(), held_out.crops) for name, model in candidates.items()}
     distances = {name: distance_to(held_out.answers, found, objective) for name, found in embeddings.items()}
     wanted = held_out.answers.embeddings
@@ -235,7 +290,7 @@ def distill(
         if found.shape == wanted.shape
     }
     chosen = min(distances, key=distances.__getitem__)
-    return Outcome(candidates[chosen], chosen, distances, cosines, means(told[-TOLD_EVERY:]), float(np.median(seconds)))
+    return Outcome(candidates[chosen], chosen, distances, cosines, learned.losses, learned.step_s)
 
 
 def means(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
