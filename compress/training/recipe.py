@@ -28,9 +28,14 @@ class Recipe:
     arguments: Mapping[str, Any] = field(default_factory=dict)  # of the network
     steps: int = 4800
     batch_size: int = 32
+    accumulation: int = 1  # parts of a batch, whose gradients are added up: less memory for the same batch
     crop_s: float = 1.5
     final_steps: int = 600  # the last steps, on longer crops
     final_crop_s: float = 3.0
+    final_margin: float = 0.0  # of the last steps; 0: as before them
+    final_speeds: bool = True  # whether the last steps hear all speeds; else the first alone, and its classes alone
+    optimizer: str = "adamw"  # or sgd
+    momentum: float = 0.9  # of sgd, Nesterov's
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5
     warmup_steps: int = 200
@@ -38,6 +43,7 @@ class Recipe:
     margin: float = 0.2  # of AAM-softmax, in radians
     margin_steps: tuple[int, int] = (600, 2400)  # margin and scale grow linearly between these steps
     scale: tuple[float, float] = (16.0, 32.0)
+    sub_centers: int = 1  # of each class; the nearest counts, so that crops of a wrong label find one of their own
     speeds: tuple[float, ...] = (1.0, 0.9, 1.1)  # each speed of a speaker is a class of its own
     speeds_from_step: int = 1000  # before it, only the first speed: fewer classes make a quicker start
     average_decay: float = 0.998  # of the exponential moving average of the weights
@@ -51,6 +57,13 @@ class Recipe:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size) < 1 or not 0 <= self.final_steps <= self.steps:
             raise SettingError("recipe: steps and batch_size must be positive, and final_steps in 0..steps.")
+        if not 1 <= self.sub_centers <= 100:
+            raise SettingError(f"recipe: sub_centers must be in 1..100, got {self.sub_centers}.")
+        if self.accumulation < 1 or self.batch_size % self.accumulation:
+            raise SettingError(
+                f"recipe: accumulation cuts batch_size into equal parts; {self.batch_size} cannot be cut into"
+                f" {self.accumulation}."
+            )
         if min(self.warmup_steps, self.speeds_from_step, self.seed) < 0:
             raise SettingError("recipe: warmup_steps, speeds_from_step and seed must not be negative.")
         if not self.speeds:
@@ -63,6 +76,8 @@ class Recipe:
         check_pair("scale", self.scale, 1.0, 1000.0)
         if self.precision not in ("bf16", "fp32"):
             raise SettingError(f"recipe: precision must be bf16 or fp32, got '{self.precision}'.")
+        if self.optimizer not in ("adamw", "sgd"):
+            raise SettingError(f"recipe: optimizer must be adamw or sgd, got '{self.optimizer}'.")
         self.objective.check("recipe: objective.")
         if self.objective.needs_teacher and not self.teacher:
             raise SettingError("recipe: objective asks to equal a teacher, and there is none. Name one as `teacher`.")
@@ -73,8 +88,15 @@ class Recipe:
             )
         if self.layers and not self.objective.gamma:
             raise SettingError("recipe: layers are compared by objective.gamma, and that is 0.")
-        if self.objective.delta and self.batch_size < 3:
-            raise SettingError("recipe: objective.delta compares the crops of a batch; batch_size must be 3 or more.")
+        if self.objective.delta and self.batch_size // self.accumulation < 3:
+            raise SettingError(
+                "recipe: objective.delta compares the crops of a batch, or of its parts; batch_size / accumulation"
+                " must be 3 or more."
+            )
+
+    def is_final(self, step: int) -> bool:
+        """Whether a step is one of the last, on longer crops."""
+        return step >= self.steps - self.final_steps
 
 
 _BOUNDS = (
@@ -84,6 +106,8 @@ _BOUNDS = (
     ("final_learning_rate", 0.0, 1.0),
     ("weight_decay", 0.0, 1.0),
     ("margin", 0.0, math.pi / 2),
+    ("final_margin", 0.0, math.pi / 2),
+    ("momentum", 0.0, 0.999),
     ("average_decay", 0.0, 1.0),
 )
 

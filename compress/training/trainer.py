@@ -43,9 +43,8 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         recipe = self.recipe
         rng = np.random.default_rng((recipe.seed, step))
-        last = step >= recipe.steps - recipe.final_steps
-        length = int(16000 * (recipe.final_crop_s if last else recipe.crop_s))
-        speeds = len(recipe.speeds) if step >= recipe.speeds_from_step else 1
+        length = int(16000 * (recipe.final_crop_s if recipe.is_final(step) else recipe.crop_s))
+        speeds = num_speeds(recipe, step)
         features, labels = [], []
         for _ in range(recipe.batch_size):
             speaker, speed = int(rng.integers(self.num_speakers)), int(rng.integers(speeds))
@@ -95,10 +94,10 @@ class State:
         self.origin = {"recipe": to_yaml(recipe), "classes": num_classes, "data": data, "teacher": teacher}
         self.model = model.to(device).train()
         self.average = copy.deepcopy(model).eval()
-        self.classifier = AAMSoftmax(embedding_size, num_classes).to(device)
+        self.classifier = AAMSoftmax(embedding_size, num_classes, sub_centers=recipe.sub_centers).to(device)
         self.heads = tutor.comparison if tutor else nn.Module()
         parameters = [*model.parameters(), *self.classifier.parameters(), *self.heads.parameters()]
-        self.optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
+        self.optimizer = build_optimizer(parameters, recipe)
 
     def save(self, path: Path) -> None:
         """Write everything needed to go on, whole or not at all.
@@ -153,23 +152,34 @@ class State:
 
     @torch.no_grad()
     def start_from(self, weights: Mapping[str, Tensor], crops: "Crops", per_class: int = 4) -> None:
-        """Start from trained weights; each class of the classifier starts at the mean embedding of some clean crops.
+        """Start from trained weights; each center of the classifier starts at the mean embedding of some clean crops.
 
         Raises:
             ModelError: If the weights are not of this network.
         """
         load_into(self.model, {name: value.float() for name, value in weights.items()}, "the artifact of --init")
         self.average.load_state_dict(self.model.state_dict())
-        for label in range(len(self.classifier.weight)):
-            features = crops.clean(label, per_class).to(self.device)
-            self.classifier.weight[label] = F.normalize(self.average(features)).mean(0)
+        for label, centers in enumerate(self.classifier.centers()):
+            features = crops.clean(label, per_class * len(centers)).to(self.device)
+            embeddings = F.normalize(self.average(features))
+            centers.copy_(embeddings.view(len(centers), per_class, -1).mean(1))
 
     @torch.no_grad()
     def spread_classes(self, num_speakers: int) -> None:
         """Start the classes of the further speeds at the center of the same speaker."""
-        weight = self.classifier.weight
-        for first in range(num_speakers, len(weight), num_speakers):
-            weight[first : first + num_speakers] = weight[:num_speakers]
+        first, *further = torch.split(self.classifier.centers(), num_speakers)
+        for centers in further:
+            centers.copy_(first)
+
+
+def build_optimizer(parameters: Sequence[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW, or SGD with Nesterov's momentum."""
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
+    nesterov = recipe.momentum > 0
+    return torch.optim.SGD(
+        parameters, recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=nesterov
+    )
 
 
 def damaged(path: Path) -> InputError:
@@ -183,7 +193,8 @@ def compare_origins(stored: Mapping[str, Any], own: Mapping[str, Any]) -> list[s
     if stored.get("recipe") != own["recipe"]:
         before, now = yaml.safe_load(str(stored.get("recipe"))), yaml.safe_load(own["recipe"])
         before = to_plain(Recipe()) | (before if isinstance(before, dict) else {})
-        keys = [key for key in now if before[key] != now[key]]  # one that an older version did not have is as it was
+        # a key that an older version did not have is as it was; accumulation does not change what a batch is
+        keys = [key for key in now if before[key] != now[key] and key != "accumulation"]
         if keys:
             found.append(f"the recipe has another {', '.join(keys)}")
     if stored.get("teacher") != own["teacher"]:
@@ -202,6 +213,20 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     progress = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
     low = recipe.final_learning_rate
     return low + (recipe.learning_rate - low) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def num_speeds(recipe: Recipe, step: int) -> int:
+    """How many of the speeds the crops of a step may have."""
+    if step < recipe.speeds_from_step or (recipe.is_final(step) and not recipe.final_speeds):
+        return 1
+    return len(recipe.speeds)
+
+
+def margin(recipe: Recipe, step: int) -> float:
+    """Of AAM-softmax at a step: grows, and is larger in the last steps where the recipe says so."""
+    if recipe.final_margin and recipe.is_final(step):
+        return recipe.final_margin
+    return recipe.margin * ramp(recipe, step)
 
 
 def ramp(recipe: Recipe, step: int) -> float:
@@ -237,8 +262,8 @@ def train(
             started = time.monotonic()
             if 0 < state.step == recipe.speeds_from_step:
                 state.spread_classes(crops.num_speakers)
-            # before it, the classes of further speeds have no crops, and start anew at it
-            classes = crops.num_speakers if state.step < recipe.speeds_from_step else None
+            # where there is one speed, the classes of the others have no crops
+            classes = crops.num_speakers if num_speeds(recipe, state.step) == 1 else None
             told = train_step(state, recipe, features, labels, classes)
             state.step += 1
             state.update_average(recipe.average_decay)
@@ -262,7 +287,7 @@ def train_step(
 
     Args:
         state: Changed in place.
-        recipe: Of the training.
+        recipe: Of the training; its ``accumulation`` says in how many parts the batch is computed.
         features: The teacher hears the same.
         labels: From 0.
         classes: Soft labels are over the first so many; none: all.
@@ -273,24 +298,35 @@ def train_step(
     Raises:
         ModelError: If the loss or its gradient is NaN or infinite; the weights are left as they were.
     """
-    grown = ramp(recipe, state.step)
-    state.classifier.margin = recipe.margin * grown
-    state.classifier.scale = recipe.scale[0] + (recipe.scale[1] - recipe.scale[0]) * grown
+    state.classifier.margin = margin(recipe, state.step)
+    state.classifier.scale = recipe.scale[0] + (recipe.scale[1] - recipe.scale[0]) * ramp(recipe, state.step)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(recipe, state.step)
-    terms, accuracy = losses(state, recipe, features.to(state.device), labels.to(state.device), classes)
-    loss = recipe.objective.total(terms, state.step / max(1, recipe.steps - 1))
     state.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
+    parts = zip(features.chunk(recipe.accumulation), labels.chunk(recipe.accumulation), strict=True)
+    told = [accumulate(state, recipe, *part, classes) for part in parts]
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), 5.0)
-    if not (torch.isfinite(loss) and torch.isfinite(norm)):
+    means = {name: torch.stack([each[name] for each in told]).mean() for name in told[0]}
+    *values, norm_found = torch.stack([*means.values(), norm]).tolist()  # at once: each waits for a GPU
+    found = dict(zip(means, values, strict=True))
+    if not (math.isfinite(found["loss"]) and math.isfinite(norm_found)):
         raise ModelError(
-            f"the training diverged at step {state.step + 1}: loss {loss.item():g}, norm of its gradient"
-            f" {norm.item():g}. Lower learning_rate or raise warmup_steps, and train again in another --out folder."
+            f"the training diverged at step {state.step + 1}: loss {found['loss']:g}, norm of its gradient"
+            f" {norm_found:g}. Lower learning_rate or raise warmup_steps, and train again in another --out folder."
         )
     state.optimizer.step()
+    return found
+
+
+def accumulate(
+    state: State, recipe: Recipe, features: Tensor, labels: Tensor, classes: int | None
+) -> dict[str, Tensor]:
+    """Add the gradient of a part of a batch; returns the loss, each of its terms and the share classified right."""
+    terms, accuracy = losses(state, recipe, features.to(state.device), labels.to(state.device), classes)
+    loss = recipe.objective.total(terms, state.step / max(1, recipe.steps - 1))
+    torch.autograd.backward(loss / recipe.accumulation)
     told = {"loss": loss, **terms} | ({} if accuracy is None else {"accuracy": accuracy})
-    return {name: value.item() for name, value in told.items()}
+    return {name: value.detach() for name, value in told.items()}
 
 
 def losses(
@@ -303,8 +339,10 @@ def losses(
         wanted = state.tutor.answers(features) if state.tutor else None
         given = state.tutor.heard(state.model, features) if state.tutor else Answers(state.model(features).float(), [])
     if recipe.objective.needs_speakers:
+        # at the start the classes without crops push them away like all others, until speeds begin
+        among = classes if recipe.is_final(state.step) and not recipe.final_speeds else None
         with torch.set_grad_enabled(recipe.objective.alpha > 0):
-            classification, accuracy = state.classifier(given.embeddings, labels)
+            classification, accuracy = state.classifier(given.embeddings, labels, among)
         if recipe.objective.alpha:
             terms["CE"] = classification
     if state.tutor and wanted:

@@ -2,8 +2,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from compress.training.loss import AAMSoftmax
 
@@ -47,3 +49,59 @@ def test_accuracy_counts_the_nearest_center() -> None:
     x = loss.weight.detach().clone()
     assert loss(x, torch.arange(4))[1].item() == 1.0
     assert loss(x, (torch.arange(4) + 1) % 4)[1].item() == 0.0
+
+
+@given(seed=st.integers(0, 50), margin=st.floats(0.0, 0.5), sub_centers=st.integers(1, 3))
+def test_the_loss_is_its_closed_form(seed: int, margin: float, sub_centers: int) -> None:
+    """-log(e^(s cos(a + m)) / (e^(s cos(a + m)) + sum e^(s cos a_j))), the angles to the nearest sub-centers."""
+    loss, x, label = drawn(seed, margin, sub_centers)
+    centers = F.normalize(loss.weight.detach()).unflatten(0, (5, sub_centers))
+    expected = []
+    for crop, own in zip(F.normalize(x), label.tolist(), strict=True):
+        cosines = [max(float(crop @ center) for center in its) for its in centers]
+        angle = math.acos(cosines[own])
+        assert angle + margin < math.pi
+        logits = [30.0 * (math.cos(angle + margin) if j == own else c) for j, c in enumerate(cosines)]
+        expected.append(math.log(sum(map(math.exp, logits))) - logits[own])
+    assert loss(x, label)[0].item() == pytest.approx(sum(expected) / len(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("sub_centers", [1, 3])
+@pytest.mark.parametrize("margin", [0.0, 0.3])
+def test_gradients_are_the_numerical_ones(margin: float, sub_centers: int) -> None:
+    loss, x, label = drawn(1, margin, sub_centers)
+    weight = loss.weight.detach().clone().requires_grad_()
+
+    def value(x: Tensor, weight: Tensor) -> Tensor:
+        found: Tensor = torch.func.functional_call(loss, {"weight": weight}, (x, label))[0]
+        return found
+
+    assert torch.autograd.gradcheck(value, (x.requires_grad_(), weight))
+
+
+def drawn(seed: int, margin: float, sub_centers: int) -> tuple[AAMSoftmax, Tensor, Tensor]:
+    """A loss over five classes in float64, with four embeddings and their labels."""
+    generator = torch.Generator().manual_seed(seed)
+    loss = AAMSoftmax(8, 5, margin, 30.0, sub_centers).double()
+    loss.weight.data = torch.randn(5 * sub_centers, 8, generator=generator, dtype=torch.float64)
+    label = torch.randint(5, (4,), generator=generator)
+    return loss, torch.randn(4, 8, generator=generator, dtype=torch.float64), label
+
+
+def test_a_crop_pulls_the_nearest_sub_center_of_its_class_alone() -> None:
+    loss = AAMSoftmax(2, 2, 0.2, 10.0, sub_centers=2)
+    loss.weight.data = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    value, accuracy = loss(torch.tensor([[-0.9, 0.1]]), torch.tensor([0]))
+    value.backward()
+    assert accuracy == 1.0
+    assert loss.weight.grad is not None
+    assert loss.weight.grad.abs().sum(1).gt(0).tolist() == [False, True, True, False]
+
+
+def test_classes_that_are_left_out_do_not_count() -> None:
+    loss = filled(6, 0.2)
+    few = AAMSoftmax(16, 4, 0.2)
+    few.weight.data = loss.weight.data[:4]
+    x, label = torch.randn(5, 16, generator=torch.Generator().manual_seed(2)), torch.arange(5) % 4
+    assert loss(x, label, 4)[0] == few(x, label)[0]
+    assert loss(x, label)[0] > few(x, label)[0]

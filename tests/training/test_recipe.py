@@ -79,7 +79,13 @@ def test_an_unknown_key_offers_the_nearest(tmp_path: Path) -> None:
         ("objective: {feature_loss: l1}", r"objective\.feature_loss must be mse or cosine, got 'l1'"),
         ("objective: {relations: [angel]}", r"objective\.relations must be of cosine, distance, angle, got 'angel'"),
         ("layers: [block1]", r"layers are compared by objective\.gamma, and that is 0"),
-        ("{teacher: campplus, batch_size: 2, objective: {delta: 1}}", "batch_size must be 3 or more"),
+        ("{teacher: campplus, batch_size: 2, objective: {delta: 1}}", "batch_size / accumulation must be 3 or more"),
+        ("accumulation: 5", "32 cannot be cut into 5"),
+        ("accumulation: 0", "32 cannot be cut into 0"),
+        ("optimizer: adam", "optimizer must be adamw or sgd, got 'adam'"),
+        ("momentum: 1", r"momentum must be in 0\.\.0\.999, got 1"),
+        ("sub_centers: 0", r"sub_centers must be in 1\.\.100, got 0"),
+        ("final_margin: 2", r"final_margin must be in 0\.\.1\.5708, got 2"),
     ],
 )
 def test_a_value_out_of_range_is_named(tmp_path: Path, text: str, message: str) -> None:

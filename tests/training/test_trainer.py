@@ -7,11 +7,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from compress.errors import InputError, MachineError, ModelError
-from compress.models.campplus import CAMPPlus
 from compress.training.recipe import Recipe
-from compress.training.trainer import Crops, State, learning_rate, ramp, train
+from compress.training.trainer import (
+    Crops,
+    State,
+    build_optimizer,
+    learning_rate,
+    losses,
+    margin,
+    num_speeds,
+    ramp,
+    train,
+)
 
 RECIPE = Recipe(
     steps=6,
@@ -32,10 +42,22 @@ def crops(recipe: Recipe = RECIPE) -> Crops:
     return Crops(recipe, utterances, np.array([0, 0, 1, 1, 2, 2]), utterances[:1])
 
 
-def state(recipe: Recipe = RECIPE) -> State:
+class Tiny(nn.Module):
+    """Mean of pointwise layers: (batch, frames, 80) -> (batch, 16). Without norm, a crop's embedding is its own."""
+
+    def __init__(self, norm: bool = True) -> None:
+        super().__init__()
+        self.wide, self.last = nn.Linear(80, 10), nn.Linear(10, 16)
+        self.norm = nn.BatchNorm1d(10) if norm else nn.Identity()
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.last(self.norm(torch.relu(self.wide(features)).mean(1)))
+        return found
+
+
+def state(recipe: Recipe = RECIPE, norm: bool = True) -> State:
     torch.manual_seed(0)
-    model = CAMPPlus(embedding_size=16, growth_rate=8, bn_size=2, init_channels=16)
-    return State(model, 16, 3 * len(recipe.speeds), recipe)
+    return State(Tiny(norm), 16, 3 * len(recipe.speeds), recipe)
 
 
 def weights(trained: State) -> dict[str, torch.Tensor]:
@@ -92,7 +114,7 @@ def test_classes_of_another_speed_hear_other_crops() -> None:
 
 
 def test_weights_of_another_network_are_refused() -> None:
-    with pytest.raises(ModelError, match=r"the artifact of --init does not fit CAMPPlus: missing"):
+    with pytest.raises(ModelError, match=r"the artifact of --init does not fit Tiny: missing"):
         state().start_from({"weight": torch.zeros(3)}, crops())
 
 
@@ -101,7 +123,7 @@ def test_a_training_that_diverges_stops_and_keeps_the_last_good_checkpoint(tmp_p
 
     def poison(line: dict[str, float]) -> None:
         if line["step"] == 3:
-            begun.model.xvector["dense"].linear.weight.data.fill_(torch.inf)
+            begun.model.last.weight.data.fill_(torch.inf)
 
     with pytest.raises(ModelError, match=r"diverged at step 4: loss nan.*Lower learning_rate"):
         train(begun, RECIPE, crops(), tmp_path, poison, checkpoint_every=2)
@@ -114,7 +136,7 @@ def test_a_training_that_diverges_stops_and_keeps_the_last_good_checkpoint(tmp_p
 
 def test_a_full_disk_is_told_and_leaves_nothing(small_disk: Path) -> None:
     with pytest.raises(MachineError, match=r"disk full while writing .*checkpoint\.pt"):
-        state().save(small_disk / "checkpoint.pt")
+        State(nn.Linear(1000, 1000), 1000, 9, RECIPE).save(small_disk / "checkpoint.pt")
     assert list(small_disk.iterdir()) == []
 
 
@@ -147,3 +169,72 @@ def test_learning_rate_warms_up_and_falls_to_its_end() -> None:
 
 def test_margin_grows_between_its_steps() -> None:
     assert [ramp(RECIPE, step) for step in (0, 1, 4, 5)] == [0.0, 0.0, 1.0, 1.0]
+    assert margin(RECIPE, 5) == RECIPE.margin
+
+
+def test_the_last_steps_may_have_a_larger_margin_and_one_speed() -> None:
+    recipe = replace(RECIPE, margin_steps=(0, 1), final_margin=0.5, final_speeds=False)
+    assert [margin(recipe, step) for step in range(6)] == [0.0, 0.2, 0.2, 0.2, 0.5, 0.5]
+    assert [num_speeds(recipe, step) for step in range(6)] == [1, 1, 1, 3, 1, 1]
+    drawn = [crops(replace(recipe, batch_size=16))[step][1].max() < 3 for step in range(6)]
+    assert drawn == [True, True, True, False, True, True]
+    begun = state(recipe)
+    begun.step = 4
+    features, labels = crops(recipe)[4]
+    begun.classifier.weight.data[3:] = begun.model.eval()(features).detach()[0]  # as near as can be to a crop
+    before, _ = losses(begun, recipe, features, labels, 3)
+    begun.classifier.weight.data[3:] *= -1
+    assert losses(begun, recipe, features, labels, 3)[0]["CE"] == before["CE"]
+
+
+def trained_without_norm(recipe: Recipe, folder: Path) -> tuple[State, list[dict[str, float]]]:
+    begun, lines = state(recipe, norm=False), []
+    folder.mkdir()
+    train(begun, recipe, crops(recipe), folder, lines.append, workers=0)
+    return begun, lines
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_batch_in_parts_gives_the_update_of_the_whole(tmp_path: Path, optimizer: str) -> None:
+    """Up to the rounding of float32 sums; AdamW divides by the gradient's size, so near 0 rounding shows more."""
+    whole_recipe = replace(RECIPE, optimizer=optimizer, learning_rate=1e-2)
+    whole, lines = trained_without_norm(whole_recipe, tmp_path / "whole")
+    for parts in (2, 4):
+        recipe = replace(whole_recipe, accumulation=parts)
+        for step in range(recipe.steps):
+            assert all(torch.equal(a, b) for a, b in zip(crops(recipe)[step], crops(whole_recipe)[step], strict=True))
+        found, told = trained_without_norm(recipe, tmp_path / f"{parts}")
+        for name, value in weights(whole).items():
+            torch.testing.assert_close(value, weights(found)[name], rtol=1e-4, atol=1e-5, msg=name)
+        assert [line["loss"] for line in told] == pytest.approx([line["loss"] for line in lines], rel=1e-5)
+        assert [line["accuracy"] for line in told] == [line["accuracy"] for line in lines]
+
+
+def test_sgd_makes_the_step_of_nesterov() -> None:
+    """v = 0.9 v + g; w -= rate (g + 0.9 v): Sutskever et al., ICML 2013, as PyTorch writes it."""
+    weight = nn.Parameter(torch.tensor([1.0]))
+    optimizer = build_optimizer([weight], replace(RECIPE, optimizer="sgd", learning_rate=0.1, weight_decay=0.0))
+    expected, velocity = 1.0, 0.0
+    for gradient in (1.0, -2.0, 0.5):
+        weight.grad = torch.tensor([gradient])
+        optimizer.step()
+        velocity = 0.9 * velocity + gradient
+        expected -= 0.1 * (gradient + 0.9 * velocity)
+        assert weight.item() == pytest.approx(expected)
+
+
+def test_sub_centers_of_a_class_start_at_crops_of_their_own() -> None:
+    recipe = replace(RECIPE, sub_centers=2)
+    begun = state(recipe)
+    begun.start_from(state().model.state_dict(), crops())
+    centers = begun.classifier.centers()
+    assert centers.shape == (9, 2, 16)
+    assert not torch.allclose(centers[:, 0], centers[:, 1])
+    begun.spread_classes(3)
+    for further in (centers[3:6], centers[6:]):
+        assert torch.equal(further, centers[:3])
+
+
+def test_a_training_that_is_gone_on_with_may_be_cut_into_other_parts(tmp_path: Path) -> None:
+    state().save(tmp_path / "checkpoint.pt")
+    state(replace(RECIPE, accumulation=2)).load(tmp_path / "checkpoint.pt")
