@@ -48,6 +48,8 @@ class Recipe:
     speeds_from_step: int = 1000  # before it, only the first speed: fewer classes make a quicker start
     average_decay: float = 0.998  # of the exponential moving average of the weights
     augmentation: Augmentation = field(default_factory=Augmentation)
+    features: str = "live"  # made of audio for each batch, or stored: of copies that are disturbed once
+    copies: int = 4  # of each utterance at each speed, of stored features
     precision: str = "bf16"  # of the network's arithmetic while training; weights and loss are float32
     seed: int = 1
     teacher: str = ""  # a registered model or artifact folder to learn from; none: speakers' labels alone
@@ -76,6 +78,10 @@ class Recipe:
         check_pair("scale", self.scale, 1.0, 1000.0)
         if self.precision not in ("bf16", "fp32"):
             raise SettingError(f"recipe: precision must be bf16 or fp32, got '{self.precision}'.")
+        if self.features not in ("live", "stored"):
+            raise SettingError(f"recipe: features must be live or stored, got '{self.features}'.")
+        if not 1 <= self.copies <= 1000:
+            raise SettingError(f"recipe: copies must be in 1..1000, got {self.copies}.")
         if self.optimizer not in ("adamw", "sgd"):
             raise SettingError(f"recipe: optimizer must be adamw or sgd, got '{self.optimizer}'.")
         self.objective.check("recipe: objective.")

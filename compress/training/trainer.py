@@ -48,12 +48,14 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         features, labels = [], []
         for _ in range(recipe.batch_size):
             speaker, speed = int(rng.integers(self.num_speakers)), int(rng.integers(speeds))
-            utterance = self.utterances[rng.choice(self.members[speaker])]
-            crop = random_crop(utterance, length, recipe.speeds[speed], rng)
-            crop = augment(crop, recipe.augmentation, self.noises, self.utterances, rng)
-            features.append(fbank_cmn(crop))
+            features.append(self.crop(int(rng.choice(self.members[speaker])), speed, length, rng))
             labels.append(speed * self.num_speakers + speaker)
         return torch.from_numpy(np.stack(features)), torch.tensor(labels)
+
+    def crop(self, number: int, speed: int, length: int, rng: np.random.Generator) -> NDArray[np.float32]:
+        """Features (frames, num_mel_bins) of ``length`` samples of an utterance at a speed, disturbed."""
+        crop = random_crop(self.utterances[number], length, self.recipe.speeds[speed], rng)
+        return fbank_cmn(augment(crop, self.recipe.augmentation, self.noises, self.utterances, rng))
 
     def clean(self, label: int, count: int) -> Tensor:
         """Features (count, frames, num_mel_bins) of undisturbed crops of one class."""
@@ -243,8 +245,9 @@ def train(
     report: Callable[[dict[str, float]], None],
     checkpoint_every: int = 200,
     workers: int = 1,
+    until: int | None = None,
 ) -> None:
-    """Train from ``state.step`` to the end; checkpoints and ``train.jsonl`` are written to ``folder``.
+    """Train from ``state.step`` to the end, or ``until`` a step; checkpoints and ``train.jsonl`` go to ``folder``.
 
     A step that was interrupted half-way is repeated on resume. Batches are made by ``workers`` processes beside this
     one, or without any by this one; how many does not change what is learned.
@@ -253,7 +256,7 @@ def train(
         ModelError: If the training diverges. The last checkpoint written before stays.
         MachineError: If the disk is full.
     """
-    steps = range(state.step, recipe.steps)
+    steps = range(state.step, recipe.steps if until is None else until)
     ahead = 4 if workers else None
     loader = DataLoader(crops, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=ahead)
     checkpoint = folder / "checkpoint.pt"

@@ -68,6 +68,8 @@ def test_an_unknown_key_offers_the_nearest(tmp_path: Path) -> None:
         ("augmentation: {rt60_s: [0, 1]}", r"rt60_s must be in 0\.01\.\.10, got 0"),
         ("augmentation: loud", "augmentation must be a mapping, got 'loud'"),
         ("speeds: []", "at least one speed"),
+        ("features: kept", "features must be live or stored, got 'kept'"),
+        ("copies: 0", r"copies must be in 1\.\.1000, got 0"),
         ("precision: fp8", "bf16 or fp32, got 'fp8'"),
         ("speeds: [1.0, -1.0]", r"speeds must be in 0\.1\.\.10, got -1"),
         ("objective: {beta: 0.7}", "objective asks to equal a teacher, and there is none"),
