@@ -18,10 +18,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from compress.errors import CompressError, InputError, ModelError
-from compress.features import fbank_cmn
+from compress.features import NUM_MEL_BINS, fbank_cmn, num_frames
 from compress.files import append_line, replaced_file
 from compress.models.checkpoint import BROKEN_PICKLE, load_into
-from compress.training.augment import PCM, augment, random_crop
+from compress.training.augment import (
+    PCM,
+    Array,
+    changed,
+    draw_changes,
+    draw_crop,
+    draw_feature_changes,
+    random_crop,
+)
 from compress.training.loss import AAMSoftmax
 from compress.training.recipe import Recipe, to_plain, to_yaml
 from compress.training.teacher import Answers
@@ -45,17 +53,23 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         rng = np.random.default_rng((recipe.seed, step))
         length = int(16000 * (recipe.final_crop_s if recipe.is_final(step) else recipe.crop_s))
         speeds = num_speeds(recipe, step)
-        features, labels = [], []
+        draws, labels = [], []
         for _ in range(recipe.batch_size):
             speaker, speed = int(rng.integers(self.num_speakers)), int(rng.integers(speeds))
-            features.append(self.crop(int(rng.choice(self.members[speaker])), speed, length, rng))
+            crop = self.draw(int(rng.choice(self.members[speaker])), speed, length, rng)
+            draws.append((crop, draw_feature_changes(num_frames(length), NUM_MEL_BINS, recipe.augmentation, rng)))
             labels.append(speed * self.num_speakers + speaker)
+        features = [changed(crop(), changes) for crop, changes in draws]
         return torch.from_numpy(np.stack(features)), torch.tensor(labels)
 
-    def crop(self, number: int, speed: int, length: int, rng: np.random.Generator) -> NDArray[np.float32]:
-        """Features (frames, num_mel_bins) of ``length`` samples of an utterance at a speed, disturbed."""
-        crop = random_crop(self.utterances[number], length, self.recipe.speeds[speed], rng)
-        return fbank_cmn(augment(crop, self.recipe.augmentation, self.noises, self.utterances, rng))
+    def draw(self, number: int, speed: int, length: int, rng: np.random.Generator) -> Callable[[], Array]:
+        """Draw a disturbed crop of ``length`` samples of an utterance at a speed.
+
+        Its features (frames, num_mel_bins) are computed when what is returned is called.
+        """
+        crop = draw_crop(self.utterances[number], length, self.recipe.speeds[speed], rng)
+        changes = draw_changes(length, self.recipe.augmentation, self.noises, self.utterances, rng)
+        return lambda: fbank_cmn(changed(crop(), changes))
 
     def clean(self, label: int, count: int) -> Tensor:
         """Features (count, frames, num_mel_bins) of undisturbed crops of one class."""
