@@ -1,6 +1,7 @@
 """``compress train``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,97 +10,87 @@ import torch
 
 from compress.artifact import Artifact
 from compress.cli.display import Bars
-from compress.data import DataFolder
-from compress.errors import InputError, MachineError
-from compress.files import is_temporary, write_text
+from compress.errors import MachineError, SettingError
 from compress.machine import cores, probe_cuda
-from compress.surgery import count_parameters
-from compress.training.corpus import fingerprint, load_noise, load_speech
-from compress.training.recipe import build_network, read_recipe, to_yaml
-from compress.training.trainer import Crops, State, train
-from compress.training.tutor import find_tutor
+from compress.training.recipe import read_recipe
+from compress.training.stages import STAGES, Plan, run_stages
 
 LINE_EVERY = 50  # steps
 
 
 @click.command("train")
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--data", required=True, metavar="DIR", help="Data folder with wav.scp and utt2spk.")
+@click.option("--data", required=True, metavar="DIR", help="Data folder with wav.scp and utt2spk, or folder of shards.")
 @click.option("--noise", type=click.Path(path_type=Path), help="Noise recordings, in the form of wav.scp.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of checkpoints and the artifact.")
-@click.option("--init", metavar="MODEL", help="Start from the weights of this artifact folder or registered model.")
+@click.option("--dev", metavar="DIR", help="Data folder to measure on: must share no speaker and no audio with --data.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the stages and the artifact.")
+@click.option(
+    "--init", metavar="MODEL", help="Start from these weights: artifact folder, registered model, checkpoint."
+)
+@click.option("--max-unreadable", default="0%", show_default=True, help="Utterances that may be left out.")
+@click.option("--stage", type=click.IntRange(1, len(STAGES)), help="Start anew with this stage, on those before it.")
+@click.option("--resume", is_flag=True, help="Go on with what is in --out.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1, 1024), help="Default: all cores.")
 @click.option(
     "--workers", type=click.IntRange(1, 1024), default=1, show_default=True, help="Processes that make batches."
 )
 @click.option("--half", is_flag=True, help="Store the weights in half precision.")
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 def train_command(
     recipe: Path,
     data: str,
     noise: Path | None,
+    dev: str | None,
     out: Path,
     init: str | None,
+    max_unreadable: str,
+    stage: int | None,
+    resume: bool,
     device: str,
     threads: int | None,
     workers: int,
     half: bool,
-    resume: bool,
 ) -> None:
-    """Train a speaker-embedding network by the YAML file RECIPE; the averaged weights become an artifact folder."""
+    """Train a speaker-embedding network by the YAML file RECIPE, in four stages; its weights become an artifact."""
     settings = read_recipe(recipe)
-    check_out(out, resume)
+    share = read_share(max_unreadable)
     if device == "cuda" and probe_cuda().missing:
         raise MachineError(f"device cuda: {probe_cuda().missing}. Use --device cpu.")
     torch.set_num_threads(threads or cores())
-    torch.manual_seed(settings.seed)
-    model = build_network(settings)
-    initial = Artifact.open(init).module.state_dict() if init else None
-    width = Artifact.from_module(model).embedding_size
     bars = Bars()
-    folder = DataFolder.read(data)
-    utterances, speakers = load_speech(folder, bars)
-    crops = Crops(settings, utterances, speakers, load_noise(noise, bars))
-    num_classes = crops.num_speakers * len(settings.speeds)
-    tutor = find_tutor(settings, model, crops, device)
-    if tutor:
-        bars.say(f"learning from {settings.teacher}, {count_parameters(tutor.module):,} parameters")
-    state = State(model, width, num_classes, settings, device, fingerprint(folder, noise), tutor)
-    checkpoint = out / "checkpoint.pt"
-    if resume and checkpoint.exists():
-        state.load(checkpoint)
-        bars.say(f"going on after step {state.step}")
-    elif initial:
-        state.start_from(initial, crops)
-        bars.say(f"starting from the weights of {init}")
-    write_text(out / "recipe.yaml", to_yaml(settings))
-    with bars.counter("training") as advance:
-        train(state, settings, crops, out, reporter(bars, settings.steps, advance), workers=workers)
+    plan = Plan(settings, data, out, noise, dev, init, share, device, workers, stage, resume)
+
+    @contextmanager
+    def watch() -> Iterator[Callable[[dict[str, float]], None]]:
+        with bars.counter("training") as advance:
+            yield reporter(bars, settings.steps, advance)
+
+    try:
+        state = run_stages(plan, bars, watch)
+    except KeyboardInterrupt:
+        bars.say(f"the same command with --resume goes on in {out}")
+        raise
     trained = Artifact.from_module(state.average.cpu(), arch=settings.model, arguments=settings.arguments)
     if half:
         trained = replace(trained, model=trained.module.half())
     trained.save(out / "model")
     click.echo(f"{out / 'model'}: {trained.params:,} parameters, {trained.size_bytes:,} bytes. Measure it with")
-    click.echo(f"    compress eval {out / 'model'} --data DIR")
+    click.echo(f"    compress eval {out / 'model'} --data {dev or 'DIR'}")
 
 
-def check_out(out: Path, resume: bool) -> None:
-    """Refuse a folder that holds something else, or a training when ``resume`` was not asked for.
+def read_share(text: str) -> float:
+    """Read a share such as ``1%`` or ``0.01``.
 
     Raises:
-        InputError: Naming what is there.
+        SettingError: If it is none in 0..1.
     """
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise InputError(f"{out} is a file. Choose another --out folder.")
-    begun = any((out / name).exists() for name in ("checkpoint.pt", "train.jsonl"))
-    if begun and not resume:
-        raise InputError(f"{out} holds a training already. Go on with it by --resume, or choose another --out folder.")
-    foreign = [path.name for path in out.iterdir() if not is_temporary(path) and path.name != "recipe.yaml"]
-    if foreign and not begun:
-        raise InputError(f"{out} is not empty and not a training. Choose another --out folder.")
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise SettingError(f"--max-unreadable must be a share such as 1% or 0.01, got '{text}'.")
+    return share
 
 
 def reporter(bars: Bars, steps: int, advance: Callable[[int, int], None]) -> Callable[[dict[str, float]], None]:

@@ -1,49 +1,48 @@
-"""Training audio in memory: 16-bit samples, a quarter of what float64 would take."""
+"""Training audio as the first stage left it: 16-bit samples in shards, read where they lie."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.audio import read_audio
-from compress.data import DataFolder, read_scp
 from compress.errors import InputError
-from compress.features import SAMPLE_RATE
 from compress.files import sha256_of
-from compress.progress import Progress
 from compress.training.augment import PCM
+from compress.training.shards import Recordings
 
 
-def load_speech(folder: DataFolder, progress: Progress) -> tuple[list[PCM], NDArray[np.int64]]:
-    """Decode all utterances of a folder.
+@dataclass(frozen=True)
+class Corpus:
+    """Speech of known speakers, and noise.
 
-    Returns:
-        The utterances (samples,) at 16 kHz, and their speakers numbered from 0 in sorted order of name.
-
-    Raises:
-        InputError: If an utterance has no speaker or unusable audio, or there is only one speaker.
+    Attributes:
+        utterances: Samples (samples,) at 16 kHz, by number.
+        speakers: The number of each utterance's speaker, from 0 in sorted order of name.
+        noises: Samples of noise recordings; may be empty.
+        fingerprint: Hash of names, speakers and all samples.
     """
-    names = [folder.speaker(utterance) for utterance in folder.utterances]
-    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
-    if len(numbers) < 2:
-        raise InputError(f"{folder.root} has {len(numbers)} speaker; training needs two or more in utt2spk.")
-    decoded = progress.track(folder.utterances, "reading speech")
-    utterances = [to_pcm(folder.waveform(utterance, SAMPLE_RATE)) for utterance in decoded]
-    return utterances, np.array([numbers[name] for name in names])
 
+    utterances: Recordings
+    speakers: NDArray[np.int64]
+    noises: Sequence[PCM]
+    fingerprint: str
 
-def load_noise(scp: Path | None, progress: Progress) -> list[PCM]:
-    """Decode the recordings of a list in the form of ``wav.scp``; None gives none."""
-    if scp is None:
-        return []
-    return [to_pcm(read_audio(path, SAMPLE_RATE)) for _, path in progress.track(read_scp(scp), "reading noise")]
+    @classmethod
+    def open(cls, folder: Path) -> "Corpus":
+        """Open what :func:`compress.training.prepare.prepare` wrote.
 
-
-def fingerprint(folder: DataFolder, noise: Path | None) -> str:
-    """Hash the names of utterances, their speakers and the noise recordings: what a checkpoint was trained on."""
-    names = [f"{utterance} {folder.speaker(utterance)}" for utterance in folder.utterances]
-    names += [name for name, _ in read_scp(noise)] if noise else []
-    return sha256_of("\n".join(names).encode())
+        Raises:
+            InputError: If something of it is missing or damaged.
+        """
+        lists = [path for path in (folder / "speech.txt", folder / "noise.txt") if path.is_file()]
+        if not lists:
+            raise InputError(f"{folder / 'speech.txt'} is missing. Prepare the data again: --stage 1.")
+        utterances = Recordings(folder, "speech")
+        noises: Sequence[PCM] = Recordings(folder, "noise") if len(lists) > 1 else []
+        digest = sha256_of("".join(map(sha256_of, lists)).encode())
+        return cls(utterances, utterances.speakers, noises, digest)
 
 
 def to_pcm(waveform: NDArray[np.float32]) -> PCM:

@@ -1,17 +1,25 @@
 """``compress train``: what it writes, its exit codes, and what it says of wrong input."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from compress.artifact import Artifact
 from compress.training.recipe import read_recipe
+from compress.training.stages import STAGES
 
 RECIPE = """\
-arguments: {embedding_size: 16, growth_rate: 8, bn_size: 2, init_channels: 16}
+model: tdnn_blstm
+arguments: {embedding_size: 16, channels: 32, hidden_size: 16, attention_channels: 8}
 steps: 3
 final_steps: 1
 batch_size: 2
@@ -43,19 +51,50 @@ def trained(cli: Callable, arguments: list[str], tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_training_writes_an_artifact_its_recipe_and_a_log(
+def checkpoint_of(path: Path) -> dict[str, Any]:
+    """Read all that a checkpoint holds."""
+    found: dict[str, Any] = torch.load(path, weights_only=True)
+    return found
+
+
+def assert_same(one: Any, other: Any, where: str = "") -> None:
+    """Compare two checkpoints bit by bit."""
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key, value in one.items():
+            assert_same(value, other[key], f"{where}/{key}")
+    else:
+        assert one == other, where
+
+
+def test_training_writes_four_stages_an_artifact_its_recipe_and_logs(
     cli: Callable, arguments: list[str], recipe: Path, tmp_path: Path
 ) -> None:
     code, out, err = cli(*arguments)
     folder = tmp_path / "out"
     assert code == 0
     artifact = Artifact.load(folder / "model")
-    assert (artifact.arch, artifact.embedding_size) == ("campplus", 16)
+    assert (artifact.arch, artifact.embedding_size) == ("tdnn_blstm", 16)
     assert f"{folder / 'model'}: {artifact.params:,} parameters" in out
     assert "step 3 of 3: loss" in err
     assert read_recipe(folder / "recipe.yaml") == read_recipe(recipe)
-    steps = [json.loads(line)["step"] for line in (folder / "train.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3]
+    steps = {
+        stage: [json.loads(line)["step"] for line in (folder / stage / "train.jsonl").read_text().splitlines()]
+        for stage in ("3-base", "4-finetune")
+    }
+    assert steps == {"3-base": [1, 2], "4-finetune": [3]}
+    figures = [json.loads((folder / stage / "done.json").read_text())["figures"] for stage in STAGES]
+    assert figures[0] == {"utterances": 18, "speakers": 6, "hours": 0.005, "unreadable": 0, "findings": 0}
+    assert figures[1:] == [
+        {"speakers": 6, "first_batch": [2, 28, 80], "last_batch": [2, 28, 80]},
+        {"steps": 2},
+        {"steps": 3},
+    ]
+    for number, title in enumerate(("data", "features", "base training", "fine-tuning"), 1):
+        assert f"stage {number} of 4, {title}" in err
 
 
 def test_a_training_starts_from_given_weights(
@@ -68,10 +107,15 @@ def test_a_training_starts_from_given_weights(
     assert Artifact.load(tmp_path / "second" / "model").params == Artifact.load(trained / "model").params
 
 
-def test_initial_weights_of_another_network_are_refused(cli: Callable, arguments: list[str], tmp_path: Path) -> None:
+def test_initial_weights_of_another_network_are_refused(
+    cli: Callable, arguments: list[str], small_checkpoint: Path, tmp_path: Path
+) -> None:
     code, out, err = cli(*arguments, "--init", "campplus")
     assert (code, out) == (2, "")
-    assert "error: the artifact of --init" in err
+    assert "error: --init campplus does not fit tdnn_blstm of the recipe: " in err
+    code, _, err = cli(*arguments, "--init", small_checkpoint)
+    assert code == 2
+    assert f"error: {small_checkpoint} does not fit tdnn_blstm: " in err
     assert not (tmp_path / "out").exists()
 
 
@@ -86,7 +130,7 @@ def test_a_training_is_gone_on_with_only_by_resume(
     weights = (trained / "model" / "model.safetensors").read_bytes()
     code, out, err = cli(*arguments, "--resume")
     assert code == 0
-    assert "going on after step 3" in err
+    assert err.count("done before") == 4
     assert (trained / "model" / "model.safetensors").read_bytes() == weights
 
 
@@ -97,20 +141,92 @@ def test_another_recipe_or_other_data_are_not_gone_on_with(
     before = unchanged()
     code, _, err = cli(*arguments, "--resume")
     assert code == 2
-    assert "checkpoint.pt cannot be gone on with: the recipe has another steps, margin." in err
+    assert "3-base cannot be gone on with: the recipe has another steps, margin. Start there anew with --stage 3" in err
     assert unchanged() == before
 
     recipe.write_text(RECIPE)
     listed = (own_speech / "wav.scp").read_text().splitlines(keepends=True)
     (own_speech / "wav.scp").write_text("".join(listed[1:]))
-    assert "the data have other utterances, speakers or noise recordings" in cli(*arguments, "--resume").err
-    (own_speech / "wav.scp").write_text("".join(listed[3:]))
-    assert "it has 18 classes (speakers times speeds), now there are 15" in cli(*arguments, "--resume").err
-    assert (trained / "checkpoint.pt").read_bytes() == before[str(trained / "checkpoint.pt")]
+    code, _, err = cli(*arguments, "--resume")
+    assert "1-data cannot be gone on with: the data have other files, utterances or speakers." in err
+    assert (trained / "3-base" / "checkpoint.pt").read_bytes() == before[str(trained / "3-base" / "checkpoint.pt")]
+
+
+def test_a_stage_starts_anew_on_what_is_before_it(
+    cli: Callable, arguments: list[str], recipe: Path, trained: Path
+) -> None:
+    base = (trained / "3-base" / "checkpoint.pt").read_bytes()
+    weights = (trained / "model" / "model.safetensors").read_bytes()
+    recipe.write_text(RECIPE + "final_margin: 0.5\n")
+    code, _, err = cli(*arguments, "--resume")
+    assert code == 2
+    assert "4-finetune cannot be gone on with: the recipe has another final_margin." in err
+    code, _, err = cli(*arguments, "--stage", "4")
+    assert (code, err.count("done before")) == (0, 3)
+    assert (trained / "3-base" / "checkpoint.pt").read_bytes() == base
+    assert (trained / "model" / "model.safetensors").read_bytes() != weights
+    assert read_recipe(trained / "recipe.yaml").final_margin == 0.5
+
+    recipe.write_text(RECIPE + "learning_rate: 0.002\n")
+    code, _, err = cli(*arguments, "--stage", "4")
+    assert code == 2
+    assert "3-base cannot be gone on with: the recipe has another learning_rate. Start there anew with --stage 3" in err
+    assert cli(*arguments, "--stage", "3").err.count("done before") == 2
+    recipe.write_text(RECIPE)
+    assert cli(*arguments, "--stage", "1").err.count("done before") == 0
+    assert (trained / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_stage_needs_those_before_it(cli: Callable, arguments: list[str], trained: Path) -> None:
+    (trained / "3-base" / "done.json").unlink()
+    code, _, err = cli(*arguments, "--stage", "4")
+    assert code == 2
+    assert "--stage 4 needs what stage 3 gives, and" in err
+    assert "3-base is not finished. Start with --stage 3, or go on with --resume." in err
+    assert (trained / "4-finetune" / "done.json").is_file()
+    for path in (trained / "1-data").glob("*.tar"):
+        path.write_bytes(path.read_bytes()[:-512])
+    code, _, err = cli(*arguments, "--stage", "3")
+    assert code == 2
+    assert "speech-000000.tar has" in err
+    assert "Start there anew with --stage 1." in err
+    arguments[arguments.index("--out") + 1] = "elsewhere"
+    assert "--stage 3 needs what the stages before it give, and elsewhere has none" in cli(*arguments, "--stage", 3).err
+    assert "Give only one of them." in cli(*arguments, "--stage", "3", "--resume").err
+
+
+def test_a_killed_training_ends_with_the_bits_of_an_unbroken_one(
+    cli: Callable, arguments: list[str], recipe: Path, tmp_path: Path
+) -> None:
+    """Killed without warning after five steps, and interrupted in the last stage."""
+    recipe.write_text(RECIPE.replace("steps: 3", "steps: 24", 1).replace("final_steps: 1", "final_steps: 12"))
+    assert cli(*arguments).code == 0
+    whole = tmp_path / "out"
+    arguments[arguments.index("--out") + 1] = str(tmp_path / "broken")
+    for sent, stage, resume in ((signal.SIGKILL, "3-base", []), (signal.SIGINT, "4-finetune", ["--resume"])):
+        command = [sys.executable, "-m", "compress", *arguments, *resume]
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        log = tmp_path / "broken" / stage / "train.jsonl"
+        while process.poll() is None and not (log.is_file() and len(log.read_text().splitlines()) >= 5):
+            time.sleep(0.002)
+        os.killpg(process.pid, sent)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode in (130, -signal.SIGKILL), err
+    assert f"the same command with --resume goes on in {tmp_path / 'broken'}" in err
+    code, _, err = cli(*arguments, "--resume")
+    assert code == 0
+    assert "going on after step" in err
+    for stage in ("3-base", "4-finetune"):
+        one, other = (checkpoint_of(folder / stage / "checkpoint.pt") for folder in (whole, tmp_path / "broken"))
+        assert_same(one, other)
+    assert [path for path in (tmp_path / "broken").rglob("*.tmp")] == []
 
 
 def test_a_damaged_or_foreign_checkpoint_is_named(cli: Callable, arguments: list[str], trained: Path) -> None:
-    checkpoint = trained / "checkpoint.pt"
+    checkpoint = trained / "4-finetune" / "checkpoint.pt"
+    (trained / "4-finetune" / "done.json").unlink()
     whole = checkpoint.read_bytes()
     for data in (b"", whole[:-5000], b"hello" * 99):
         checkpoint.write_bytes(data)
@@ -129,11 +245,43 @@ def test_a_folder_of_something_else_is_refused(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
     before = unchanged()
-    for resume in ([], ["--resume"]):
+    for resume in ([], ["--resume"], ["--stage", "1"]):
         code, _, err = cli(*arguments, *resume)
         assert code == 2
         assert "out is not empty and not a training. Choose another --out folder." in err
     assert unchanged() == before
+
+
+def test_unreadable_files_are_listed_and_left_out_only_under_a_stated_limit(
+    cli: Callable, arguments: list[str], own_speech: Path, tmp_path: Path
+) -> None:
+    first = sorted((own_speech / "wav").iterdir())[0]
+    first.write_bytes(b"not audio")
+    code, _, err = cli(*arguments)
+    listed = tmp_path / "out" / "1-data" / "unreadable.txt"
+    assert code == 2
+    assert "error: 1 of 18 utterances cannot be used (5.56%, allowed are 0.00%): " in err
+    assert f"All are listed in {listed}. Mend or remove them, or leave them out with --max-unreadable 5.6%." in err
+    assert listed.read_text().startswith(f"{first.stem} {first} cannot be decoded")
+    code, _, err = cli(*arguments, "--max-unreadable", "5%")
+    assert (code, "allowed are 5.00%" in err) == (2, True)
+    assert cli(*arguments, "--max-unreadable", "6%").code == 0
+    figures = json.loads((tmp_path / "out" / "1-data" / "done.json").read_text())["figures"]
+    assert (figures["utterances"], figures["unreadable"]) == (17, 1)
+
+
+@pytest.mark.parametrize("share", ["many", "-1", "101%", "2"])
+def test_a_limit_that_is_no_share_is_refused(cli: Callable, arguments: list[str], share: str) -> None:
+    code, _, err = cli(*arguments, "--max-unreadable", share)
+    assert code == 2
+    assert f"error: --max-unreadable must be a share such as 1% or 0.01, got '{share}'." in err
+
+
+def test_data_that_leak_into_the_trials_are_refused(cli: Callable, arguments: list[str], own_speech: Path) -> None:
+    code, _, err = cli(*arguments, "--dev", own_speech)
+    assert code == 2
+    assert f"error: label leakage: training data and {own_speech} share 6 speakers (" in err
+    assert "and 18 recordings (" in err
 
 
 RECIPES = {

@@ -1,0 +1,423 @@
+"""The four stages of a training, each in its folder: data, features, base training, fine-tuning.
+
+A stage first writes what it is made of (``inputs.json``) and at the end, once its outputs are checked, what it gave
+(``done.json``). So a later start tells whether the stage is finished and still of the same recipe and data.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compress.artifact import Artifact
+from compress.data import DataFolder
+from compress.errors import InputError, ModelError
+from compress.files import is_temporary, read_json, remove_temporary, sha256_of, write_json, write_text
+from compress.models.checkpoint import CHECKPOINT_SUFFIXES
+from compress.progress import Progress
+from compress.surgery import count_parameters
+from compress.training.corpus import Corpus
+from compress.training.prepare import fingerprint, list_noise, list_speech, prepare, stamp
+from compress.training.recipe import Recipe, build_network, to_plain, to_yaml
+from compress.training.stored import StoredCrops, store_features
+from compress.training.trainer import Crops, State, train
+from compress.training.tutor import Tutor, find_tutor
+
+DATA, FEATURES, BASE, FINETUNE = STAGES = ("1-data", "2-features", "3-base", "4-finetune")
+TITLES = ("data", "features", "base training", "fine-tuning")
+RECIPE = "recipe.yaml"
+OF_FINETUNING = ("final_crop_s", "final_margin", "final_speeds")  # keys that nothing before the last stage depends on
+OF_NO_STAGE = ("accumulation",)  # does not change what is learned
+
+Watch = Callable[[], AbstractContextManager[Callable[[dict[str, float]], None]]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained on what, and where.
+
+    Attributes:
+        recipe: Of the training.
+        data: Data folder, or folder of shards.
+        out: Folder of the stages.
+        noise: List of noise recordings.
+        dev: Data folder that is measured on; must share nothing with ``data``.
+        init: Artifact, registered model or checkpoint whose weights are the start.
+        max_unreadable: Share of the utterances that may be left out, 0..1.
+        device: ``cpu`` or ``cuda``.
+        workers: Processes that decode, compute features and make batches.
+        first: The stage to start with, 1..4, on what the stages before it have left; None: at the beginning.
+        resume: Whether to go on with what is there.
+    """
+
+    recipe: Recipe
+    data: str
+    out: Path
+    noise: Path | None = None
+    dev: str | None = None
+    init: str | None = None
+    max_unreadable: float = 0.0
+    device: str = "cpu"
+    workers: int = 1
+    first: int | None = None
+    resume: bool = False
+
+
+class Stage:
+    """A stage's folder.
+
+    Args:
+        out: Of the training.
+        name: Of ``STAGES``.
+        inputs: What the stage is made of; plain values.
+    """
+
+    def __init__(self, out: Path, name: str, inputs: Mapping[str, Any]) -> None:
+        self.folder, self.name, self.inputs = out / name, name, dict(inputs)
+        self.number = STAGES.index(name) + 1
+        self.title = f"stage {self.number} of {len(STAGES)}, {TITLES[self.number - 1]}"
+
+    def enter(self, plan: Plan, progress: Progress) -> bool:
+        """Say whether there is work to do; what is there already must be of the same inputs and whole.
+
+        Raises:
+            InputError: If it is not, or an earlier stage than the plan's first is not finished.
+        """
+        if self.number == plan.first:
+            forget(plan.out, self.number)
+        begun, done = (self.folder / name for name in ("inputs.json", "done.json"))
+        if begun.is_file() and (done.is_file() or self.name != DATA):  # what was decoded is kept by file
+            found = differences(read_json(begun), self.inputs)
+            if found:
+                raise InputError(
+                    f"{self.folder} cannot be gone on with: {'; '.join(found)}. Start there anew with"
+                    f" --stage {self.number}, go back to what it was made of, or choose another --out folder."
+                )
+        if done.is_file():
+            self.check_outputs(read_json(done)["outputs"])
+            progress.say(f"{self.title}: done before")
+            return False
+        if plan.first and self.number < plan.first:
+            raise InputError(
+                f"--stage {plan.first} needs what stage {self.number} gives, and {self.folder} is not finished."
+                f" Start with --stage {self.number}, or go on with --resume."
+            )
+        write_json(begun, self.inputs)
+        progress.say(self.title)
+        return True
+
+    def check_outputs(self, outputs: Mapping[str, int]) -> None:
+        """Compare what the stage gave with what is there now: file -> size in bytes.
+
+        Raises:
+            InputError: Naming the first file that is missing or of another size.
+        """
+        for name, size in outputs.items():
+            path = self.folder / name
+            if not path.is_file() or path.stat().st_size != size:
+                there = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
+                raise InputError(
+                    f"{path} {there}; stage {self.number} left {size}. Start there anew with --stage {self.number}."
+                )
+
+    def finish(self, outputs: Sequence[str], figures: Mapping[str, Any]) -> None:
+        """Mark as done; the outputs have been checked."""
+        sizes = {name: (self.folder / name).stat().st_size for name in sorted(outputs)}
+        write_json(self.folder / "done.json", {"inputs": self.inputs, "outputs": sizes, "figures": dict(figures)})
+
+
+def run_stages(plan: Plan, progress: Progress, watch: Watch) -> State:
+    """Run the stages that are not done; returns the state at the end of the last.
+
+    Args:
+        plan: What to do.
+        progress: Told what is being done.
+        watch: Opened while stages 3 and 4 learn; gives what is called with a line of figures after each step.
+
+    Raises:
+        SettingError: For a recipe that cannot be trained.
+        InputError: For data that cannot be used, or an ``out`` that holds something else.
+        ModelError: If ``init`` is of another network, or the training diverges.
+        MachineError: If the disk is full.
+    """
+    check_out(plan)
+    initial = initial_weights(plan)
+    torch.manual_seed(plan.recipe.seed)
+    model = build_network(plan.recipe)
+    width = Artifact.from_module(model).embedding_size
+    corpus = prepare_data(plan, progress)
+    crops = prepare_features(plan, corpus, progress)
+
+    tutor = find_tutor(plan.recipe, model, crops, plan.device)
+    if tutor:
+        progress.say(f"learning from {plan.recipe.teacher}, {count_parameters(tutor.module):,} parameters")
+    classes = crops.num_speakers * len(plan.recipe.speeds)
+    state = State(model, width, classes, plan.recipe, plan.device, corpus.fingerprint, tutor)
+    train_base(plan, state, crops, initial, tutor, progress, watch)
+    finetune(plan, state, crops, progress, watch)
+    return state
+
+
+def prepare_data(plan: Plan, progress: Progress) -> Corpus:
+    """Stage 1: judge and decode all audio, into shards."""
+    speech, noise = list_speech(plan.data), list_noise(plan.noise)
+    dev = DataFolder.read(plan.dev) if plan.dev else None
+    inputs = {
+        "speech": fingerprint(speech),
+        "noise": fingerprint(noise),
+        "dev": sha256_of("\n".join(map(stamp, dev.paths.values())).encode()) if dev else None,
+        "max_unreadable": plan.max_unreadable,
+    }
+    stage = Stage(plan.out, DATA, inputs)
+    work = stage.enter(plan, progress)
+    if work:
+        write_text(plan.out / RECIPE, to_yaml(plan.recipe))
+        figures = prepare(speech, noise, stage.folder, dev, plan.max_unreadable, plan.workers, progress)
+    corpus = Corpus.open(stage.folder)
+    if work:
+        stage.finish(made_by(stage), figures)
+        progress.say(", ".join(f"{name} {value:,}" for name, value in figures.items()))
+    return corpus
+
+
+def prepare_features(plan: Plan, corpus: Corpus, progress: Progress) -> Crops:
+    """Stage 2: store the features of disturbed copies, or try out that batches can be made of the audio."""
+    recipe = plan.recipe
+    keys = ["features", *(("copies", "speeds", "augmentation", "seed") if recipe.features == "stored" else ())]
+    inputs = {"data": corpus.fingerprint, "recipe": {key: to_plain(recipe)[key] for key in keys}}
+    stage = Stage(plan.out, FEATURES, inputs)
+    work = stage.enter(plan, progress)
+    if recipe.features == "stored":
+        if work:
+            store_features(recipe, corpus, stage.folder, plan.workers, progress)
+        crops: Crops = StoredCrops(recipe, corpus, stage.folder)
+    else:
+        crops = Crops(recipe, corpus.utterances, corpus.speakers, corpus.noises)
+    if work:
+        stage.finish(made_by(stage), try_batches(crops, recipe, progress))
+    return crops
+
+
+def try_batches(crops: Crops, recipe: Recipe, progress: Progress) -> dict[str, Any]:
+    """Make the first and the last batch; returns their shapes.
+
+    Raises:
+        InputError: If one holds NaN or infinite values.
+    """
+    shapes = []
+    for step in (0, recipe.steps - 1):
+        started = time.monotonic()
+        features, _ = crops[step]
+        progress.say(
+            f"a batch of {' x '.join(map(str, features.shape))} takes {time.monotonic() - started:.2f} s to make"
+        )
+        if not torch.isfinite(features).all():
+            raise InputError(f"the features of step {step + 1} are not finite. Is the noise of --noise usable?")
+        shapes.append(list(features.shape))
+    return {"speakers": crops.num_speakers, "first_batch": shapes[0], "last_batch": shapes[1]}
+
+
+def train_base(
+    plan: Plan,
+    state: State,
+    crops: Crops,
+    initial: Mapping[str, Tensor] | None,
+    tutor: Tutor | None,
+    progress: Progress,
+    watch: Watch,
+) -> None:
+    """Stage 3: all steps but the last ones."""
+    recipe = base_recipe(plan.recipe)
+    inputs = {
+        "data": state.origin["data"],
+        "recipe": keys_of(recipe, (*OF_FINETUNING, *OF_NO_STAGE)),
+        "teacher": tutor.sha256 if tutor else None,
+        "init": weights_hash(initial) if initial else None,
+    }
+    stage = Stage(plan.out, BASE, inputs)
+    state.origin["recipe"] = to_yaml(recipe)
+    work = stage.enter(plan, progress)
+    if not load_checkpoint(state, stage, progress) and initial:
+        state.start_from(initial, crops)
+        progress.say(f"starting from the weights of {plan.init}")
+    end = plan.recipe.steps - plan.recipe.final_steps
+    if work:
+        with watch() as report:
+            train(state, plan.recipe, crops, stage.folder, report, workers=plan.workers, until=end)
+    check_trained(state, stage, end)
+    if work:
+        stage.finish(["checkpoint.pt"], {"steps": state.step})
+
+
+def finetune(plan: Plan, state: State, crops: Crops, progress: Progress, watch: Watch) -> None:
+    """Stage 4: the last steps, on longer crops with a larger margin, at the end of the learning rate's schedule."""
+    inputs = {
+        "data": state.origin["data"],
+        "recipe": keys_of(plan.recipe, OF_NO_STAGE),
+        "base": sha256_of(plan.out / BASE / "checkpoint.pt"),
+    }
+    stage = Stage(plan.out, FINETUNE, inputs)
+    state.origin["recipe"] = to_yaml(plan.recipe)
+    work = stage.enter(plan, progress)
+    load_checkpoint(state, stage, progress)
+    if work:
+        write_text(plan.out / RECIPE, to_yaml(plan.recipe))
+        with watch() as report:
+            train(state, plan.recipe, crops, stage.folder, report, workers=plan.workers)
+    check_trained(state, stage, plan.recipe.steps)
+    if work:
+        stage.finish(["checkpoint.pt"], {"steps": state.step})
+
+
+def load_checkpoint(state: State, stage: Stage, progress: Progress) -> bool:
+    """Load what the stage has reached, if anything."""
+    checkpoint = stage.folder / "checkpoint.pt"
+    if not checkpoint.is_file():
+        return False
+    state.load(checkpoint)
+    progress.say(f"going on after step {state.step}")
+    return True
+
+
+def check_trained(state: State, stage: Stage, end: int) -> None:
+    """Refuse a stage that is not at its end, or gave weights that are not finite.
+
+    Raises:
+        InputError: If the checkpoint is of another step.
+        ModelError: If weights are NaN or infinite.
+    """
+    if state.step != end:
+        raise InputError(
+            f"{stage.folder / 'checkpoint.pt'} is of step {state.step}, and the stage ends at {end}."
+            f" Start there anew with --stage {stage.number}."
+        )
+    bad = [name for name, value in state.average.state_dict().items() if not torch.isfinite(value).all()]
+    if bad:
+        raise ModelError(
+            f"{stage.folder}: the averaged weights are not finite ({bad[0]}). Lower learning_rate, and start there"
+            f" anew with --stage {stage.number}."
+        )
+
+
+def base_recipe(recipe: Recipe) -> Recipe:
+    """A recipe without what only the last stage depends on."""
+    without: dict[str, Any] = {name: getattr(Recipe(), name) for name in OF_FINETUNING}
+    return replace(recipe, **without)
+
+
+def keys_of(recipe: Recipe, but: Sequence[str]) -> dict[str, Any]:
+    """The values of a recipe as JSON has them, without some keys."""
+    return {key: value for key, value in to_plain(recipe).items() if key not in but}
+
+
+def initial_weights(plan: Plan) -> dict[str, Tensor] | None:
+    """Read the weights to start from; None without ``init``.
+
+    Raises:
+        ModelError: If they are of another network than the recipe's.
+    """
+    if not plan.init:
+        return None
+    arch = plan.recipe.model if Path(plan.init).suffix in CHECKPOINT_SUFFIXES else None
+    weights: dict[str, Tensor] = Artifact.open(plan.init, arch).module.state_dict()
+    own = build_network(plan.recipe).state_dict()
+    wrong = [name for name in own.keys() | weights.keys() if shape_of(own, name) != shape_of(weights, name)]
+    wrong = sorted(name for name in wrong if not name.endswith("num_batches_tracked"))
+    if wrong:
+        raise ModelError(
+            f"--init {plan.init} does not fit {plan.recipe.model} of the recipe: {len(wrong)} weights differ, such as"
+            f" {wrong[0]}. Give the recipe that network's `model` and `arguments`, or start from other weights."
+        )
+    return weights
+
+
+def shape_of(weights: Mapping[str, Tensor], name: str) -> torch.Size | None:
+    """The shape of a weight; None where there is none."""
+    return weights[name].shape if name in weights else None
+
+
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """Hash names and values."""
+    parts = [name.encode() + np.ascontiguousarray(value.cpu().numpy()).tobytes() for name, value in weights.items()]
+    return sha256_of(b"".join(parts))
+
+
+def differences(stored: Any, own: Mapping[str, Any]) -> list[str]:
+    """Say in what the inputs of a stage differ from those given now."""
+    if not isinstance(stored, dict):
+        return ["its inputs.json is damaged"]
+    found = []
+    if isinstance(stored.get("recipe"), dict):
+        keys = [
+            key for key, value in own["recipe"].items() if key in stored["recipe"] and stored["recipe"][key] != value
+        ]
+        found += [f"the recipe has another {', '.join(keys)}"] if keys else []
+    for key, text in (
+        ("speech", "the data have other files, utterances or speakers"),
+        ("noise", "the noise recordings are others"),
+        ("dev", "the dev data are others"),
+        ("max_unreadable", "--max-unreadable is another"),
+        ("data", "the data have other utterances, speakers or noise recordings"),
+        ("teacher", "the teacher is another file"),
+        ("init", "--init has other weights"),
+        ("base", "the base training is another"),
+    ):
+        if stored.get(key) != own.get(key):
+            found.append(text)
+    return found
+
+
+def made_by(stage: Stage) -> list[str]:
+    """The files that a stage has written, apart from its own notes."""
+    return [
+        p.name for p in stage.folder.iterdir() if p.name not in ("inputs.json", "done.json") and not is_temporary(p)
+    ]
+
+
+def forget(out: Path, first: int) -> None:
+    """Remove what a stage and those after it gave. Decoded audio stays: only what has changed is decoded again."""
+    for name in STAGES[first - 1 :]:
+        if name == DATA:
+            for note in ("inputs.json", "done.json"):
+                (out / name / note).unlink(missing_ok=True)
+        elif (out / name).is_dir():
+            shutil.rmtree(out / name)
+
+
+def check_out(plan: Plan) -> None:
+    """Refuse a folder that holds something else, or a training when neither ``resume`` nor ``first`` was asked for.
+
+    What a killed process left half-written is removed.
+
+    Raises:
+        InputError: Naming what is there.
+    """
+    out = plan.out
+    if plan.first and plan.resume:
+        raise InputError("--stage starts a stage anew and --resume goes on with one. Give only one of them.")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file. Choose another --out folder.")
+    begun = (out / DATA / "done.json").is_file()
+    if begun and not (plan.resume or plan.first):
+        raise InputError(
+            f"{out} holds a training already. Go on with it by --resume, start one of its stages anew by --stage, or"
+            " choose another --out folder."
+        )
+    if plan.first and plan.first > 1 and not begun:
+        raise InputError(f"--stage {plan.first} needs what the stages before it give, and {out} has none of them.")
+    if not out.is_dir():
+        return
+    own = (RECIPE, DATA)
+    if not begun and [path for path in out.iterdir() if not is_temporary(path) and path.name not in own]:
+        raise InputError(f"{out} is not empty and not a training. Choose another --out folder.")
+    for folder in (out, *(out / name for name in STAGES)):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if is_temporary(path):
+                remove_temporary(path)
