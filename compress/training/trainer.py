@@ -4,8 +4,11 @@ import copy
 import io
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from compress.errors import CompressError, InputError, ModelError
+from compress.errors import InputError, ModelError
 from compress.features import NUM_MEL_BINS, fbank_cmn, num_frames
 from compress.files import append_line, replaced_file
 from compress.models.checkpoint import BROKEN_PICKLE, load_into
@@ -31,6 +34,7 @@ from compress.training.augment import (
     random_crop,
 )
 from compress.training.loss import AAMSoftmax
+from compress.training.parallel import ALONE, Processes
 from compress.training.recipe import Recipe, to_plain, to_yaml
 from compress.training.teacher import Answers
 from compress.training.tutor import Tutor
@@ -49,6 +53,10 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         self.members = [np.flatnonzero(speakers == s) for s in range(self.num_speakers)]
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        return self.share(step, 0, 1)
+
+    def share(self, step: int, rank: int, count: int) -> tuple[Tensor, Tensor]:
+        """The part of a batch that one of some processes computes; what is random is drawn for the whole."""
         recipe = self.recipe
         rng = np.random.default_rng((recipe.seed, step))
         length = int(16000 * (recipe.final_crop_s if recipe.is_final(step) else recipe.crop_s))
@@ -59,8 +67,10 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
             crop = self.draw(int(rng.choice(self.members[speaker])), speed, length, rng)
             draws.append((crop, draw_feature_changes(num_frames(length), NUM_MEL_BINS, recipe.augmentation, rng)))
             labels.append(speed * self.num_speakers + speaker)
-        features = [changed(crop(), changes) for crop, changes in draws]
-        return torch.from_numpy(np.stack(features)), torch.tensor(labels)
+        size = recipe.batch_size // (count * recipe.accumulation)  # dealt out in turn: each has some of each part
+        mine = [place for place in range(recipe.batch_size) if place // size % count == rank]
+        features = [changed(crop(), changes) for crop, changes in (draws[place] for place in mine)]
+        return torch.from_numpy(np.stack(features)), torch.tensor([labels[place] for place in mine])
 
     def draw(self, number: int, speed: int, length: int, rng: np.random.Generator) -> Callable[[], Array]:
         """Draw a disturbed crop of ``length`` samples of an utterance at a speed.
@@ -82,6 +92,57 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(np.stack([fbank_cmn(crop) for crop in crops]))
 
 
+class Shares(Dataset[tuple[Tensor, Tensor]]):
+    """The share of one of some processes in each batch."""
+
+    def __init__(self, crops: Crops, processes: Processes) -> None:
+        self.crops, self.rank, self.count = crops, processes.rank, processes.count
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        return self.crops.share(step, self.rank, self.count)
+
+
+class Losses(nn.Module):
+    """Network, classifier and heads of a distillation as one module, whose gradients are averaged over processes.
+
+    Args:
+        model: The network.
+        classifier: Of speakers.
+        tutor: With the heads, where there is a teacher.
+        recipe: Which terms count, and the arithmetic.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    def __init__(
+        self, model: nn.Module, classifier: AAMSoftmax, tutor: Tutor | None, recipe: Recipe, device: str
+    ) -> None:
+        super().__init__()
+        self.model, self.classifier = model, classifier
+        self.heads = tutor.comparison if tutor else nn.Module()
+        self.tutor, self.recipe, self.device = tutor, recipe, device
+
+    def forward(
+        self, features: Tensor, labels: Tensor, step: int, classes: int | None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Every term that counts, not weighted, and the share classified right, where classes are learned."""
+        recipe, tutor = self.recipe, self.tutor
+        terms: dict[str, Tensor] = {}
+        accuracy = None
+        with torch.autocast(self.device, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            wanted = tutor.answers(features) if tutor else None
+            given = tutor.heard(self.model, features) if tutor else Answers(self.model(features).float(), [])
+        if recipe.objective.needs_speakers:
+            # at the start the classes without crops push them away like all others, until speeds begin
+            among = classes if recipe.is_final(step) and not recipe.final_speeds else None
+            with torch.set_grad_enabled(recipe.objective.alpha > 0):
+                classification, accuracy = self.classifier(given.embeddings, labels, among)
+            if recipe.objective.alpha:
+                terms["CE"] = classification
+        if tutor and wanted:
+            terms |= tutor.comparison(given, wanted, self.classifier, classes)
+        return terms, accuracy
+
+
 class State:
     """Network, averaged network, classifier, heads of a distillation and optimizer: what a checkpoint holds.
 
@@ -93,6 +154,10 @@ class State:
         device: ``cpu`` or ``cuda``.
         data: Fingerprint of the training data; a checkpoint of others is refused.
         tutor: The teacher, where the recipe names one; a checkpoint of another is refused.
+        processes: That train together; a checkpoint may be gone on with by more or fewer.
+
+    Raises:
+        SettingError: If a batch cannot be shared out among the processes.
     """
 
     def __init__(
@@ -104,23 +169,28 @@ class State:
         device: str = "cpu",
         data: str = "",
         tutor: Tutor | None = None,
+        processes: Processes = ALONE,
     ) -> None:
-        self.step, self.device, self.tutor = 0, device, tutor
+        processes.check(recipe.batch_size, recipe.accumulation)
+        self.step, self.device, self.tutor, self.processes = 0, device, tutor, processes
         teacher = tutor.sha256 if tutor else None
         self.origin = {"recipe": to_yaml(recipe), "classes": num_classes, "data": data, "teacher": teacher}
-        self.model = model.to(device).train()
-        self.average = copy.deepcopy(model).eval()
+        self.average = copy.deepcopy(model).to(device).eval()
+        self.model = processes.common(model.to(device).train())
         self.classifier = AAMSoftmax(embedding_size, num_classes, sub_centers=recipe.sub_centers).to(device)
         self.heads = tutor.comparison if tutor else nn.Module()
-        parameters = [*model.parameters(), *self.classifier.parameters(), *self.heads.parameters()]
+        self.losses = processes.wrapped(Losses(self.model, self.classifier, tutor, recipe, device))
+        parameters = [*self.model.parameters(), *self.classifier.parameters(), *self.heads.parameters()]
         self.optimizer = build_optimizer(parameters, recipe)
 
     def save(self, path: Path) -> None:
-        """Write everything needed to go on, whole or not at all.
+        """Write everything needed to go on, whole or not at all; of several processes only the first writes.
 
         Raises:
             MachineError: If the disk is full.
         """
+        if not self.processes.writes:
+            return
         parts = {name: getattr(self, name).state_dict() for name in PARTS}
         packed = io.BytesIO()  # torch.save to a full disk does not tell that it is full
         torch.save({"step": self.step, "origin": self.origin, **parts}, packed)
@@ -263,8 +333,8 @@ def train(
 ) -> None:
     """Train from ``state.step`` to the end, or ``until`` a step; checkpoints and ``train.jsonl`` go to ``folder``.
 
-    A step that was interrupted half-way is repeated on resume. Batches are made by ``workers`` processes beside this
-    one, or without any by this one; how many does not change what is learned.
+    An interrupt waits for the end of the running step, and a killed step is repeated on resume. Batches are made by
+    ``workers`` processes beside this one, or without any by this one; how many does not change what is learned.
 
     Raises:
         ModelError: If the training diverges. The last checkpoint written before stays.
@@ -272,7 +342,8 @@ def train(
     """
     steps = range(state.step, recipe.steps if until is None else until)
     ahead = 4 if workers else None
-    loader = DataLoader(crops, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=ahead)
+    own = Shares(crops, state.processes)
+    loader = DataLoader(own, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=ahead)
     checkpoint = folder / "checkpoint.pt"
     try:
         for features, labels in loader:
@@ -281,20 +352,36 @@ def train(
                 state.spread_classes(crops.num_speakers)
             # where there is one speed, the classes of the others have no crops
             classes = crops.num_speakers if num_speeds(recipe, state.step) == 1 else None
-            told = train_step(state, recipe, features, labels, classes)
-            state.step += 1
-            state.update_average(recipe.average_decay)
+            with uninterrupted():
+                told = train_step(state, recipe, features, labels, classes)
+                state.step += 1
+                state.update_average(recipe.average_decay)
             line = {"step": state.step, **told, "step_s": time.monotonic() - started}
-            append_line(folder / "train.jsonl", json.dumps(line))
+            if state.processes.writes:
+                append_line(folder / "train.jsonl", json.dumps(line))
             report(line)
             if state.step % checkpoint_every == 0:
                 state.save(checkpoint)
-    except CompressError:
-        raise  # diverged, or no disk: what there is now is worse than the last checkpoint, or cannot be written
-    except BaseException:
-        state.save(checkpoint)  # an interrupt loses the running step at most
+    except KeyboardInterrupt:  # between two steps; after anything else, a step may be half done
+        state.save(checkpoint)
         raise
     state.save(checkpoint)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put an interrupt off until the block ends; a thread beside the main one is not interrupted anyway."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        raise KeyboardInterrupt
 
 
 def train_step(
@@ -320,12 +407,13 @@ def train_step(
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(recipe, state.step)
     state.optimizer.zero_grad(set_to_none=True)
-    parts = zip(features.chunk(recipe.accumulation), labels.chunk(recipe.accumulation), strict=True)
-    told = [accumulate(state, recipe, *part, classes) for part in parts]
+    count = recipe.accumulation
+    parts = enumerate(zip(features.chunk(count), labels.chunk(count), strict=True), 1)
+    told = [accumulate(state, recipe, *part, classes, last=number == count) for number, part in parts]
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), 5.0)
-    means = {name: torch.stack([each[name] for each in told]).mean() for name in told[0]}
-    *values, norm_found = torch.stack([*means.values(), norm]).tolist()  # at once: each waits for a GPU
-    found = dict(zip(means, values, strict=True))
+    means = torch.stack([torch.stack([*each.values(), norm]) for each in told]).mean(0)
+    *values, norm_found = state.processes.mean(means).tolist()  # at once: each would wait for the GPU
+    found = dict(zip(told[0], values, strict=True))
     if not (math.isfinite(found["loss"]) and math.isfinite(norm_found)):
         raise ModelError(
             f"the training diverged at step {state.step + 1}: loss {found['loss']:g}, norm of its gradient"
@@ -336,32 +424,15 @@ def train_step(
 
 
 def accumulate(
-    state: State, recipe: Recipe, features: Tensor, labels: Tensor, classes: int | None
+    state: State, recipe: Recipe, features: Tensor, labels: Tensor, classes: int | None, last: bool
 ) -> dict[str, Tensor]:
-    """Add the gradient of a part of a batch; returns the loss, each of its terms and the share classified right."""
-    terms, accuracy = losses(state, recipe, features.to(state.device), labels.to(state.device), classes)
-    loss = recipe.objective.total(terms, state.step / max(1, recipe.steps - 1))
-    torch.autograd.backward(loss / recipe.accumulation)
+    """Add the gradient of a part of a batch; returns the loss, each of its terms and the share classified right.
+
+    With the ``last`` part, gradients are averaged over the processes.
+    """
+    with nullcontext() if last else state.processes.alone(state.losses):
+        terms, accuracy = state.losses(features.to(state.device), labels.to(state.device), state.step, classes)
+        loss = recipe.objective.total(terms, state.step / max(1, recipe.steps - 1))
+        torch.autograd.backward(loss / recipe.accumulation)
     told = {"loss": loss, **terms} | ({} if accuracy is None else {"accuracy": accuracy})
     return {name: value.detach() for name, value in told.items()}
-
-
-def losses(
-    state: State, recipe: Recipe, features: Tensor, labels: Tensor, classes: int | None
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Every term that counts, not weighted, and the share classified right, where classes are learned."""
-    terms: dict[str, Tensor] = {}
-    accuracy = None
-    with torch.autocast(state.device, torch.bfloat16, enabled=recipe.precision == "bf16"):
-        wanted = state.tutor.answers(features) if state.tutor else None
-        given = state.tutor.heard(state.model, features) if state.tutor else Answers(state.model(features).float(), [])
-    if recipe.objective.needs_speakers:
-        # at the start the classes without crops push them away like all others, until speeds begin
-        among = classes if recipe.is_final(state.step) and not recipe.final_speeds else None
-        with torch.set_grad_enabled(recipe.objective.alpha > 0):
-            classification, accuracy = state.classifier(given.embeddings, labels, among)
-        if recipe.objective.alpha:
-            terms["CE"] = classification
-    if state.tutor and wanted:
-        terms |= state.tutor.comparison(given, wanted, state.classifier, classes)
-    return terms, accuracy

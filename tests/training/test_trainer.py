@@ -1,3 +1,4 @@
+import signal
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,6 @@ from compress.training.trainer import (
     State,
     build_optimizer,
     learning_rate,
-    losses,
     margin,
     num_speeds,
     ramp,
@@ -90,6 +90,31 @@ def test_interrupted_and_resumed_gives_the_weights_of_an_unbroken_run(tmp_path: 
     assert second.step == RECIPE.steps
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(second)[name]), name
+
+
+def test_an_interrupt_waits_for_the_end_of_the_step(tmp_path: Path) -> None:
+    """At each moment within the step: half a step's statistics and weights would be repeated on resume."""
+    whole = state()
+    (tmp_path / "whole").mkdir()
+    train(whole, RECIPE, crops(), tmp_path / "whole", lambda line: None, workers=0)
+    for number, name in enumerate(("wide", "norm", "last")):
+        begun, folder, calls = state(), tmp_path / name, []
+        folder.mkdir()
+
+        def strike(*_: object, calls: list[int] = calls) -> None:
+            calls.append(0)
+            if len(calls) == 3:
+                signal.raise_signal(signal.SIGINT)
+
+        hook = begun.model.get_submodule(name).register_forward_hook(strike)
+        with pytest.raises(KeyboardInterrupt):
+            train(begun, RECIPE, crops(), folder, lambda line: None, workers=0)
+        hook.remove()
+        second = state()
+        second.load(folder / "checkpoint.pt")
+        assert second.step == 3, number
+        train(second, RECIPE, crops(), folder, lambda line: None, workers=0)
+        assert all(torch.equal(value, weights(second)[name]) for name, value in weights(whole).items())
 
 
 @torch.no_grad()
@@ -182,9 +207,9 @@ def test_the_last_steps_may_have_a_larger_margin_and_one_speed() -> None:
     begun.step = 4
     features, labels = crops(recipe)[4]
     begun.classifier.weight.data[3:] = begun.model.eval()(features).detach()[0]  # as near as can be to a crop
-    before, _ = losses(begun, recipe, features, labels, 3)
+    before, _ = begun.losses(features, labels, 4, 3)
     begun.classifier.weight.data[3:] *= -1
-    assert losses(begun, recipe, features, labels, 3)[0]["CE"] == before["CE"]
+    assert begun.losses(features, labels, 4, 3)[0]["CE"] == before["CE"]
 
 
 def trained_without_norm(recipe: Recipe, folder: Path) -> tuple[State, list[dict[str, float]]]:

@@ -13,7 +13,7 @@ from compress.models.tdnn_blstm import TDNNBLSTM
 from compress.training.distillation import class_logits, cosine_matrix_loss, embedding_loss, soft_label_loss
 from compress.training.objective import Objective
 from compress.training.recipe import Recipe
-from compress.training.trainer import Crops, State, losses, train
+from compress.training.trainer import Crops, State, train
 from compress.training.tutor import find_tutor
 
 RECIPE = Recipe(
@@ -74,7 +74,7 @@ def test_the_teacher_hears_the_features_of_the_batch_and_is_not_changed(teacher:
     recipe = taught(teacher)
     begun, module = state(recipe), Artifact.open(teacher).module
     features, labels = crops(recipe)[3]
-    terms, accuracy = losses(begun, recipe, features, labels, None)
+    terms, accuracy = begun.losses(features, labels, begun.step, None)
     assert begun.tutor is not None
     sum(terms.values()).backward()
     assert all(parameter.grad is None for parameter in begun.tutor.module.parameters())
@@ -96,10 +96,10 @@ def test_soft_labels_are_over_the_classes_that_have_crops(teacher: str) -> None:
     recipe = taught(teacher, Objective(beta=1.0))
     begun = state(recipe)
     features, labels = crops(recipe)[0]
-    few, _ = losses(begun, recipe, features, labels, 3)
+    few, _ = begun.losses(features, labels, begun.step, 3)
     begun.classifier.weight.data[3:] = 0.3
-    again, _ = losses(begun, recipe, features, labels, 3)
-    every, _ = losses(begun, recipe, features, labels, None)
+    again, _ = begun.losses(features, labels, begun.step, 3)
+    every, _ = begun.losses(features, labels, begun.step, None)
     assert few["KD"].item() == pytest.approx(again["KD"].item(), rel=1e-6)
     assert every["KD"].item() != pytest.approx(few["KD"].item(), rel=1e-3)
 
@@ -114,7 +114,7 @@ def test_each_term_alone_teaches(teacher: str, tmp_path: Path, objective: Object
     begun, lines = state(recipe), []
     train(begun, recipe, crops(recipe), tmp_path, lines.append, workers=0)
     (term,) = {"KD", "feature", "relation", "embedding"} & lines[0].keys()
-    (before, _), (after, _) = (losses(x, recipe, *crops(recipe)[0], None) for x in (state(recipe), begun))
+    (before, _), (after, _) = (x.losses(*crops(recipe)[0], x.step, None) for x in (state(recipe), begun))
     assert after[term] < 0.9 * before[term]
     assert ("accuracy" in lines[0]) == (objective.beta > 0)
 
