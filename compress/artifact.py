@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compress import features, openvino_file
+from compress.decision import Decision
 from compress.errors import InputError, ModelError, SettingError
-from compress.files import read_json, replaced_folder, sha256_of, write_json
+from compress.files import read_json, replaced_file, replaced_folder, sha256_of, write_json
 from compress.models import ARCHITECTURES, MIN_FRAMES, architecture, load_with_arguments
 from compress.models.checkpoint import CHECKPOINT_SUFFIXES, load_into
 from compress.onnx_file import OnnxFile, read_onnx, with_metadata
@@ -27,6 +28,7 @@ from compress.surgery import count_macs, count_parameters, resize_to
 
 SCHEMA = 1
 TASKS = ("sv", "vad", "asr")
+COHORT = "cohort.npy"  # beside artifact.json, where its decision normalizes scores
 MACS_SECONDS = 3.0  # MACs are counted on this much audio and told per second
 
 Array = NDArray[np.float32]
@@ -173,6 +175,7 @@ class Artifact:
     stored_widths: Mapping[str, int] = field(default_factory=dict)
     history: tuple[Step, ...] = ()
     threshold: Threshold | None = None
+    decision: Decision | None = None  # fitted by `compress threshold`
     deferred: Deferral | None = None
     golden: Mapping[str, Array] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -331,6 +334,7 @@ class Artifact:
             (folder / name).write_bytes(data)
         if self.golden:
             np.savez(folder / "golden.npz", **self.golden)  # type: ignore[arg-type]
+        _write_cohort(folder, self.decision)
         write_json(folder / "artifact.json", self._record())
 
     @property
@@ -405,9 +409,13 @@ class Artifact:
         files = _with_threshold(self.files, threshold)
         return replace(self, files=files, threshold=threshold, golden=golden, metrics=metrics)
 
+    def with_decision(self, decision: Decision) -> "Artifact":
+        """The same network with how it decides."""
+        return replace(self, decision=decision)
+
     def _after(self, step: Step) -> "Artifact":
         """Append to the history; what was measured on the parent does not hold any more."""
-        return replace(self, history=(*self.history, step), threshold=None, golden={}, metrics={})
+        return replace(self, history=(*self.history, step), threshold=None, decision=None, golden={}, metrics={})
 
     def _pruned_shapes(self) -> dict[str, list[int]]:
         """Shapes of the tensors that differ from those of the network as it is built; all of a foreign network's."""
@@ -437,12 +445,37 @@ class Artifact:
             },
             "front_end": asdict(self.front_end),
             "threshold": asdict(self.threshold) if self.threshold else None,
+            "decision": self.decision.record() if self.decision else None,
             "deferred": asdict(self.deferred) if self.deferred else None,
             "history": [{"name": s.name, "settings": dict(s.settings), "notes": list(s.notes)} for s in self.history],
             "metrics": dict(self.metrics),
             "files": files,
             "versions": versions(),
         }
+
+
+def store_decision(folder: Path, decision: Decision) -> None:
+    """Write a decision into an artifact folder, in place of an older one; the other files stay as they are."""
+    _write_cohort(folder, decision)
+    write_json(folder / "artifact.json", {**read_json(folder / "artifact.json"), "decision": decision.record()})
+
+
+def _write_cohort(folder: Path, decision: Decision | None) -> None:
+    if decision is None or decision.cohort is None:
+        (folder / COHORT).unlink(missing_ok=True)
+        return
+    with replaced_file(folder / COHORT) as temporary, temporary.open("wb") as stream:
+        np.save(stream, decision.cohort.embeddings)
+
+
+def _read_decision(folder: Path, record: Mapping[str, Any] | None) -> Decision | None:
+    if record is None:
+        return None
+    try:
+        embeddings = np.load(folder / COHORT, allow_pickle=False) if record["cohort"] else None
+    except (OSError, EOFError, ValueError) as error:
+        raise ModelError(f"{folder / COHORT} cannot be read ({error}). Fit the thresholds again.") from error
+    return Decision.of_record(record, embeddings)
 
 
 def _check_task(name: str) -> None:
@@ -522,6 +555,7 @@ def _stored_fields(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "stored_widths": spec.get("stored_widths", {}),
         "history": tuple(Step(s["name"], s["settings"], tuple(s["notes"])) for s in record["history"]),
         "threshold": Threshold(**record["threshold"]) if record["threshold"] else None,
+        "decision": _read_decision(folder, record.get("decision")),
         "deferred": Deferral(**record["deferred"]) if record["deferred"] else None,
         "golden": _read_golden(folder / "golden.npz"),
         "metrics": record["metrics"],

@@ -215,6 +215,37 @@ def eer_difference_interval(
     return _bootstrap(difference, speakers.num_speakers, _num_resamples(resamples, 2 * len(labels)), seed, level)
 
 
+def cost_interval(
+    labels: Labels,
+    costs: Rates,
+    enroll_speakers: NDArray[Any],
+    test_speakers: NDArray[Any],
+    *,
+    resamples: int | None = None,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Compute a bootstrap interval of the mean cost of target trials plus that of non-target trials.
+
+    With a cost of 1 for each false acceptance and 0 for the rest it is that of the FPR.
+
+    Args, Returns, Raises: As :func:`eer_interval`, with a cost of each trial, (trials,).
+    """
+    speakers = _TrialSpeakers.number(enroll_speakers, test_speakers)
+    kinds = [(costs[kind], speakers.first[kind], speakers.second[kind]) for kind in (labels, ~labels)]
+
+    def mean(draws: Indices) -> float:
+        total = 0.0
+        for values, first, second in kinds:
+            weights = draws.take(first) * draws.take(second)
+            if not weights.any():
+                return float("nan")
+            total += float(weights @ values / weights.sum())
+        return total
+
+    return _bootstrap(mean, speakers.num_speakers, _num_resamples(resamples, len(labels)), seed, level)
+
+
 class _OperatingPoints(NamedTuple):
     """Trials in ascending order of score, and what each threshold rejects."""
 

@@ -13,6 +13,7 @@ from compress.errors import InputError, ModelError, SettingError
 from compress.verification import (
     CHUNK_TRIALS,
     cosine_scores,
+    cost_interval,
     decision_flips,
     det_curve,
     eer,
@@ -427,3 +428,21 @@ class TestEERDifferenceInterval:
         for system in (scores, close):
             own_low, own_high = eer_interval(labels, system, enroll, test)
             assert high - low < (own_high - own_low) / 2
+
+
+class TestCostInterval:
+    def test_holds_the_mean_of_both_kinds_and_is_that_of_brute_force(self) -> None:
+        labels, scores, enroll, test = synthetic_trials(8, 3, 1.0, 0)
+        costs = np.abs(scores)
+        low, high = cost_interval(labels, costs, enroll, test, resamples=50, seed=3)
+        generator, means = np.random.default_rng(3), []
+        for _ in range(50):
+            counts = np.bincount(generator.integers(8, size=8), minlength=8)
+            weights = np.where(labels, counts[enroll], counts[enroll] * counts[test])
+            means.append(sum(np.average(costs[kind], weights=weights[kind]) for kind in (labels, ~labels)))
+        assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
+        assert low <= costs[labels].mean() + costs[~labels].mean() <= high
+
+    def test_equal_costs_have_no_width(self) -> None:
+        labels, _, enroll, test = synthetic_trials(8, 3, 1.0, 0)
+        assert cost_interval(labels, np.full(len(labels), 0.25), enroll, test) == pytest.approx((0.5, 0.5))

@@ -13,7 +13,8 @@ from compress.audio import read_audio
 from compress.cli.display import Bars, open_model, print_rows
 from compress.cli.target_rows import read_tables, with_target_rows
 from compress.data import DataFolder, embedded_data
-from compress.errors import InputError, ModelError
+from compress.decision import Decision, Verdict
+from compress.errors import InputError, ModelError, SettingError
 from compress.evaluation.side_by_side import time_runners
 from compress.evaluation.speakers import Verification, measure
 from compress.files import replaced_file
@@ -178,20 +179,48 @@ def embed_command(model: str, audio: tuple[str, ...], out: Path | None, arch: st
 @click.argument("enroll")
 @click.argument("test")
 @click.option("--threshold", type=float, help="Cosine score to accept from. Default: the artifact's own.")
+@click.option("--preset", metavar="NAME", help="Operating point, one that `compress threshold` stored.")
 @arch_option
-def verify_command(model: str, enroll: str, test: str, threshold: float | None, arch: str | None) -> None:
+def verify_command(
+    model: str, enroll: str, test: str, threshold: float | None, preset: str | None, arch: str | None
+) -> None:
     """Compare the speakers of two audio files, ENROLL and TEST, with MODEL."""
     artifact = open_model(model, arch)
-    if threshold is None and artifact.threshold is None:
+    if threshold is not None and preset is not None:
+        raise SettingError("--threshold and --preset both say where to decide: give one.")
+    decision = artifact.decision if threshold is None else None
+    if preset is not None and decision is None:
+        raise InputError(f"{model} has no presets; `compress threshold {model} --data DIR` fits and stores them.")
+    if decision is not None:
+        decision.point(preset)  # a wrong name is told before the work
+    elif threshold is None and artifact.threshold is None:
         raise InputError(f"{model} has no threshold; give one with --threshold, or take an artifact of `compress run`.")
     runner = open_runner(artifact)
     rate = artifact.front_end.sample_rate
-    a, b = (runner.embed(read_audio(path, rate), rate) for path in (enroll, test))
+    audio = [read_audio(path, rate) for path in (enroll, test)]
+    a, b = (runner.embed(waveform, rate) for waveform in audio)
+    if decision is not None:
+        click.echo(sentence(decision, decision.decide(a, b, (len(audio[0]) / rate, len(audio[1]) / rate), preset)))
+        return
     score = cosine(a, b)
     if threshold is None:
         assert artifact.threshold is not None, "checked above"
         threshold, source = artifact.threshold.value, f"fitted on {artifact.threshold.data}/{artifact.threshold.trials}"
     else:
         source = "given"
-    verdict = "same speaker" if score >= threshold else "different speakers"
-    click.echo(f"{verdict}: cosine {score:.4f}, threshold {threshold:.4f} ({source})")
+    click.echo(f"{verdict(score >= threshold)}: cosine {score:.4f}, threshold {threshold:.4f} ({source})")
+
+
+def sentence(decision: Decision, found: Verdict) -> str:
+    """Say what a stored decision gives."""
+    normalized = f", AS-Norm {found.score:.3f}" if decision.cohort is not None else ""
+    return (
+        f"{verdict(found.accepted)}: log-odds {found.llr:.2f} (probability {found.probability:.4f} where half of the"
+        f" pairs are one speaker's), cosine {found.cosine:.4f}{normalized}; preset {found.point.name}, from log-odds"
+        f" {found.point.llr:.2f} on (fitted on {decision.data}/{decision.trials})"
+    )
+
+
+def verdict(accepted: bool) -> str:
+    """Say what a decision means."""
+    return "same speaker" if accepted else "different speakers"

@@ -20,6 +20,7 @@ COMMANDS = {
     "lint": ("compress.cli.lint", "Check an ONNX graph against what a target's parser demands."),
     "embed": ("compress.cli.inspect", "Compute the embedding of audio files."),
     "verify": ("compress.cli.inspect", "Compare the speakers of two audio files."),
+    "threshold": ("compress.cli.threshold", "Fit thresholds, log-odds and AS-Norm to trials, and store them."),
     "passes": ("compress.cli.lists", "List the passes and their settings."),
     "models": ("compress.cli.lists", "List the networks known by name."),
     "doctor": ("compress.cli.doctor", "Tell what this machine can run, what is missing, and whether INT8 pays."),
@@ -28,7 +29,7 @@ COMMANDS = {
 }
 
 # For the help page, which does not import the passes: they import PyTorch.
-OWN_PASSES = ("prune", "distill", "onnx", "optimize", "ptq", "trt", "openvino")
+OWN_PASSES = ("prune", "distill", "finetune", "onnx", "optimize", "ptq", "trt", "openvino")
 
 
 class LazyGroup(click.Group):

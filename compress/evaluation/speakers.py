@@ -43,6 +43,33 @@ def check_header(path: Path) -> None:
         raise InputError(f"{path}: {error}") from error
 
 
+def embed(folder: DataFolder, utterances: Sequence[str], runner: Runner, progress: Progress, description: str) -> Array:
+    """Embed utterances of a folder: (utterances, embedding_size).
+
+    Utterances are embedded side by side, one on each core: that keeps all cores busy, where several threads on
+    one utterance wait for each other. The runner should have been opened with one thread.
+
+    Raises:
+        InputError: If an audio file cannot be used; the file is named.
+    """
+    sample_rate = runner.artifact.front_end.sample_rate
+
+    def embed_one(utterance: str) -> Array:
+        waveform = folder.waveform(utterance, sample_rate)
+        try:
+            return runner.embed(waveform, sample_rate)
+        except InputError as error:
+            raise InputError(f"{folder.path(utterance)}: {error}") from error
+
+    with ThreadPoolExecutor(cores()) as pool:
+        try:
+            rows = pool.map(embed_one, utterances)
+            return np.stack(list(progress.track(rows, description, len(utterances))))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
 @dataclass(frozen=True, eq=False)
 class Verification:
     """A trial list with its audio, ready to be embedded by any runner."""
@@ -73,29 +100,8 @@ class Verification:
         return cls(folder, listed, speakers[listed.enroll], speakers[listed.test])
 
     def embed(self, runner: Runner, progress: Progress, description: str) -> Array:
-        """Embed every utterance of the list: (utterances, embedding_size), in the order of ``trials.utterances``.
-
-        Utterances are embedded side by side, one on each core: that keeps all cores busy, where several threads on
-        one utterance wait for each other. The runner should have been opened with one thread.
-
-        Raises:
-            InputError: If an audio file cannot be used; the file is named.
-        """
-        with ThreadPoolExecutor(cores()) as pool:
-            try:
-                rows = pool.map(lambda utterance: self._embed_one(runner, utterance), self.trials.utterances)
-                return np.stack(list(progress.track(rows, description, len(self.trials.utterances))))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-
-    def _embed_one(self, runner: Runner, utterance: str) -> Array:
-        sample_rate = runner.artifact.front_end.sample_rate
-        waveform = self.folder.waveform(utterance, sample_rate)
-        try:
-            return runner.embed(waveform, sample_rate)
-        except InputError as error:
-            raise InputError(f"{self.folder.path(utterance)}: {error}") from error
+        """Embed every utterance of the list, in the order of ``trials.utterances``, as :func:`embed`."""
+        return embed(self.folder, self.trials.utterances, runner, progress, description)
 
     def scores(self, embeddings: Array) -> NDArray[np.float64]:
         """Cosine scores of the trials, (trials,)."""
@@ -135,13 +141,13 @@ def measure(data: Verification, embeddings: Array, baseline: Array | None = None
             "cosine_mean": float(cosines.mean()),
             "cosine_min": float(cosines.min()),
             "eer_rise": rate - rate_before,
-            "eer_rise_ci95": _interval_or_none(
+            "eer_rise_ci95": interval_or_none(
                 eer_difference_interval, labels, before, scores, data.enroll_speakers, data.test_speakers
             ),
         }
     return Figures(
         eer=rate,
-        eer_ci95=_interval_or_none(eer_interval, labels, scores, data.enroll_speakers, data.test_speakers),
+        eer_ci95=interval_or_none(eer_interval, labels, scores, data.enroll_speakers, data.test_speakers),
         min_dcf=min_dcf(labels, scores),
         threshold=threshold,
         n_trials=len(labels),
@@ -149,7 +155,7 @@ def measure(data: Verification, embeddings: Array, baseline: Array | None = None
     )
 
 
-def _interval_or_none(
+def interval_or_none(
     bootstrap: Callable[P, tuple[float, float]], *arguments: P.args, **options: P.kwargs
 ) -> tuple[float, float] | None:
     """A bootstrap interval, or None where the list has too few speakers for one."""

@@ -94,7 +94,7 @@ def test_figures_are_those_of_the_scores(verification: Verification, runner: Onn
 
 
 @given(seed=st.integers(0, 99))
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_the_baseline_does_not_differ_from_itself(seed: int) -> None:
     data, embeddings = random_trials(seed)
     figures = measure(data, embeddings, embeddings)
@@ -103,7 +103,7 @@ def test_the_baseline_does_not_differ_from_itself(seed: int) -> None:
     assert figures.cosine_min == pytest.approx(1)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 99), lengths=st.lists(st.floats(0.01, 100), min_size=24, max_size=24))
 def test_the_length_of_embeddings_does_not_matter(seed: int, lengths: list[float]) -> None:
     data, embeddings = random_trials(seed)
@@ -115,7 +115,7 @@ def test_the_length_of_embeddings_does_not_matter(seed: int, lengths: list[float
 
 
 @given(seed=st.integers(0, 99))
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_a_rotation_changes_the_cosine_but_no_decision(seed: int) -> None:
     data, embeddings = random_trials(seed)
     rotation, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((6, 6)))
