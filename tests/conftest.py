@@ -103,9 +103,9 @@ def tiny_teacher() -> Artifact:
 
 @pytest.fixture(scope="session")
 def tiny_context(noise, tiny_teacher: Artifact) -> Context:
-    """Calibration features for the tiny network, in a run that started from ``tiny_teacher``."""
+    """Calibration features of seven speakers for the tiny network, in a run that started from ``tiny_teacher``."""
     calibration = [lambda features=features: features for features in noise(60, 16)]
-    return Context(calibration=calibration, source=tiny_teacher)
+    return Context(calibration=calibration, source=tiny_teacher, speakers=[f"s{i % 7}" for i in range(60)])
 
 
 @pytest.fixture(scope="session")

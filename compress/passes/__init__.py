@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 from compress.errors import SettingError, unknown_name
 from compress.passes.base import Cell, Context, Pass, Preview, build
 from compress.passes.distill import Distill
+from compress.passes.finetune import Finetune
 from compress.passes.onnx_export import Onnx
 from compress.passes.openvino import OpenVINO
 from compress.passes.optimize import Optimize
@@ -14,7 +15,7 @@ from compress.passes.prune import Prune
 from compress.passes.ptq import PTQ
 from compress.passes.trt import TRT
 
-OWN: tuple[type[Pass], ...] = (Prune, Distill, Onnx, Optimize, PTQ, TRT, OpenVINO)
+OWN: tuple[type[Pass], ...] = (Prune, Distill, Finetune, Onnx, Optimize, PTQ, TRT, OpenVINO)
 
 __all__ = [
     "PTQ",
@@ -22,6 +23,7 @@ __all__ = [
     "Cell",
     "Context",
     "Distill",
+    "Finetune",
     "Onnx",
     "OpenVINO",
     "Optimize",

@@ -9,7 +9,6 @@ from typing import ClassVar, Literal, TypeAlias, final, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from compress.artifact import FILE_NAMES, Artifact, Format, FrontEnd
 from compress.data import DataFolder, read_scp
@@ -19,7 +18,7 @@ from compress.machine import probe_cuda
 from compress.passes.base import Array, Context, Pass, Preview, spread
 from compress.training.augment import at_snr, random_crop
 from compress.training.corpus import to_pcm
-from compress.training.crops import cut_crops, hold_out
+from compress.training.crops import cut_crops, hold_out, numbered
 from compress.training.distiller import Lesson, Outcome, Schedule, distill
 from compress.training.objective import FeatureLoss, Objective, Relation
 from compress.training.taps import Tap, choose_taps
@@ -359,9 +358,3 @@ def without_front_end(artifact: Artifact) -> Artifact:
     _, network = split_front_end(onnx.load_from_string(artifact.onnx))
     files = {**artifact.files, FILE_NAMES[Format.ONNX]: network.SerializeToString()}
     return replace(artifact, files=files, front_end=replace(artifact.front_end, in_graph=False))
-
-
-def numbered(names: Sequence[str | None]) -> Tensor:
-    """Number speakers from 0, in sorted order of name."""
-    numbers = {name: number for number, name in enumerate(sorted(set(names), key=str))}
-    return torch.tensor([numbers[name] for name in names])

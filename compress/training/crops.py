@@ -76,3 +76,9 @@ def cut_crops(
             crops.append(mean_normalize(crop) if cmn else crop)
             places.append(place)
     return torch.from_numpy(np.stack(crops)), places
+
+
+def numbered(names: Sequence[str | None]) -> Tensor:
+    """Number speakers from 0, in sorted order of name."""
+    numbers = {name: number for number, name in enumerate(sorted(set(names), key=str))}
+    return torch.tensor([numbers[name] for name in names])

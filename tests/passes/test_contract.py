@@ -1,7 +1,7 @@
 """What holds for every registered pass."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -10,7 +10,7 @@ from compress.errors import ModelError, SettingError
 from compress.passes import Context, Pass, build, pass_named, passes
 
 KINDS = list(passes().values())
-QUICK = {"distill": {"steps": 4, "crops": 128}}  # for what does not depend on how long a pass works
+QUICK = {"distill": {"steps": 4, "crops": 128}, "finetune": {"steps": 4, "crops": 128}}  # for what does not depend on how long a pass works
 every_pass = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 
 
@@ -100,7 +100,7 @@ def test_calibration_is_checked_before_anything_runs(kind: type[Pass], inputs, t
     asked: list[int] = []
     original = tiny_context.calibration
     spy = [lambda i=i: asked.append(i) or original[i]() for i in range(len(original))]
-    context = Context(calibration=spy, source=tiny_context.source)
+    context = replace(tiny_context, calibration=spy)
     kind(**QUICK.get(kind.name, {})).run(inputs[kind.accepts], context)
     assert sorted(set(asked)) == kind().calibration_places(context)
     assert len(set(asked)) == wanted
