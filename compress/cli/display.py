@@ -28,10 +28,14 @@ def columns() -> tuple[ProgressColumn, ...]:
 
 
 class Bars:
-    """Progress on standard error: a line for each thing begun, a bar with the time left for long work."""
+    """Progress on standard error: a line for each thing begun, a bar with the time left for long work.
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
+    Args:
+        quiet: Shows nothing, as of several processes all but the first do.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet)
 
     def say(self, text: str) -> None:
         """Print a line."""

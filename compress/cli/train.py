@@ -12,6 +12,7 @@ from compress.artifact import Artifact
 from compress.cli.display import Bars
 from compress.errors import MachineError, SettingError
 from compress.machine import cores, probe_cuda
+from compress.training.parallel import join_processes
 from compress.training.recipe import read_recipe
 from compress.training.stages import STAGES, Plan, run_stages
 
@@ -57,7 +58,8 @@ def train_command(
     if device == "cuda" and probe_cuda().missing:
         raise MachineError(f"device cuda: {probe_cuda().missing}. Use --device cpu.")
     torch.set_num_threads(threads or cores())
-    bars = Bars()
+    processes = join_processes(device)
+    bars = Bars(quiet=not processes.writes)
     plan = Plan(settings, data, out, noise, dev, init, share, device, workers, stage, resume)
 
     @contextmanager
@@ -66,10 +68,12 @@ def train_command(
             yield reporter(bars, settings.steps, advance)
 
     try:
-        state = run_stages(plan, bars, watch)
+        state = run_stages(plan, bars, watch, processes)
     except KeyboardInterrupt:
         bars.say(f"the same command with --resume goes on in {out}")
         raise
+    if not processes.writes:
+        return
     trained = Artifact.from_module(state.average.cpu(), arch=settings.model, arguments=settings.arguments)
     if half:
         trained = replace(trained, model=trained.module.half())

@@ -24,6 +24,7 @@ from compress.models.checkpoint import CHECKPOINT_SUFFIXES
 from compress.progress import Progress
 from compress.surgery import count_parameters
 from compress.training.corpus import Corpus
+from compress.training.parallel import ALONE, Processes
 from compress.training.prepare import fingerprint, list_noise, list_speech, prepare, stamp
 from compress.training.recipe import Recipe, build_network, to_plain, to_yaml
 from compress.training.stored import StoredCrops, store_features
@@ -77,11 +78,13 @@ class Stage:
         out: Of the training.
         name: Of ``STAGES``.
         inputs: What the stage is made of; plain values.
+        processes: That train together; the first writes.
     """
 
-    def __init__(self, out: Path, name: str, inputs: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, name: str, inputs: Mapping[str, Any], processes: Processes) -> None:
         self.folder, self.name, self.inputs = out / name, name, dict(inputs)
         self.number = STAGES.index(name) + 1
+        self.processes = processes
         self.title = f"stage {self.number} of {len(STAGES)}, {TITLES[self.number - 1]}"
 
     def enter(self, plan: Plan, progress: Progress) -> bool:
@@ -90,7 +93,7 @@ class Stage:
         Raises:
             InputError: If it is not, or an earlier stage than the plan's first is not finished.
         """
-        if self.number == plan.first:
+        if self.number == plan.first and self.processes.writes:
             forget(plan.out, self.number)
         begun, done = (self.folder / name for name in ("inputs.json", "done.json"))
         if begun.is_file() and (done.is_file() or self.name != DATA):  # what was decoded is kept by file
@@ -109,7 +112,9 @@ class Stage:
                 f"--stage {plan.first} needs what stage {self.number} gives, and {self.folder} is not finished."
                 f" Start with --stage {self.number}, or go on with --resume."
             )
-        write_json(begun, self.inputs)
+        if self.processes.writes:
+            write_json(begun, self.inputs)
+            write_text(plan.out / RECIPE, to_yaml(plan.recipe))
         progress.say(self.title)
         return True
 
@@ -133,13 +138,14 @@ class Stage:
         write_json(self.folder / "done.json", {"inputs": self.inputs, "outputs": sizes, "figures": dict(figures)})
 
 
-def run_stages(plan: Plan, progress: Progress, watch: Watch) -> State:
+def run_stages(plan: Plan, progress: Progress, watch: Watch, processes: Processes = ALONE) -> State:
     """Run the stages that are not done; returns the state at the end of the last.
 
     Args:
         plan: What to do.
         progress: Told what is being done.
         watch: Opened while stages 3 and 4 learn; gives what is called with a line of figures after each step.
+        processes: That train together. The first prepares data and features, the others use them.
 
     Raises:
         SettingError: For a recipe that cannot be trained.
@@ -147,25 +153,27 @@ def run_stages(plan: Plan, progress: Progress, watch: Watch) -> State:
         ModelError: If ``init`` is of another network, or the training diverges.
         MachineError: If the disk is full.
     """
-    check_out(plan)
+    if processes.writes:
+        check_out(plan)
     initial = initial_weights(plan)
     torch.manual_seed(plan.recipe.seed)
     model = build_network(plan.recipe)
     width = Artifact.from_module(model).embedding_size
-    corpus = prepare_data(plan, progress)
-    crops = prepare_features(plan, corpus, progress)
+    with processes.first_alone():
+        corpus = prepare_data(plan, progress, processes)
+        crops = prepare_features(plan, corpus, progress, processes)
 
     tutor = find_tutor(plan.recipe, model, crops, plan.device)
     if tutor:
         progress.say(f"learning from {plan.recipe.teacher}, {count_parameters(tutor.module):,} parameters")
     classes = crops.num_speakers * len(plan.recipe.speeds)
-    state = State(model, width, classes, plan.recipe, plan.device, corpus.fingerprint, tutor)
+    state = State(model, width, classes, plan.recipe, plan.device, corpus.fingerprint, tutor, processes)
     train_base(plan, state, crops, initial, tutor, progress, watch)
     finetune(plan, state, crops, progress, watch)
     return state
 
 
-def prepare_data(plan: Plan, progress: Progress) -> Corpus:
+def prepare_data(plan: Plan, progress: Progress, processes: Processes) -> Corpus:
     """Stage 1: judge and decode all audio, into shards."""
     speech, noise = list_speech(plan.data), list_noise(plan.noise)
     dev = DataFolder.read(plan.dev) if plan.dev else None
@@ -175,10 +183,9 @@ def prepare_data(plan: Plan, progress: Progress) -> Corpus:
         "dev": sha256_of("\n".join(map(stamp, dev.paths.values())).encode()) if dev else None,
         "max_unreadable": plan.max_unreadable,
     }
-    stage = Stage(plan.out, DATA, inputs)
+    stage = Stage(plan.out, DATA, inputs, processes)
     work = stage.enter(plan, progress)
     if work:
-        write_text(plan.out / RECIPE, to_yaml(plan.recipe))
         figures = prepare(speech, noise, stage.folder, dev, plan.max_unreadable, plan.workers, progress)
     corpus = Corpus.open(stage.folder)
     if work:
@@ -187,12 +194,12 @@ def prepare_data(plan: Plan, progress: Progress) -> Corpus:
     return corpus
 
 
-def prepare_features(plan: Plan, corpus: Corpus, progress: Progress) -> Crops:
+def prepare_features(plan: Plan, corpus: Corpus, progress: Progress, processes: Processes) -> Crops:
     """Stage 2: store the features of disturbed copies, or try out that batches can be made of the audio."""
     recipe = plan.recipe
     keys = ["features", *(("copies", "speeds", "augmentation", "seed") if recipe.features == "stored" else ())]
     inputs = {"data": corpus.fingerprint, "recipe": {key: to_plain(recipe)[key] for key in keys}}
-    stage = Stage(plan.out, FEATURES, inputs)
+    stage = Stage(plan.out, FEATURES, inputs, processes)
     work = stage.enter(plan, progress)
     if recipe.features == "stored":
         if work:
@@ -241,9 +248,10 @@ def train_base(
         "teacher": tutor.sha256 if tutor else None,
         "init": weights_hash(initial) if initial else None,
     }
-    stage = Stage(plan.out, BASE, inputs)
+    stage = Stage(plan.out, BASE, inputs, state.processes)
     state.origin["recipe"] = to_yaml(recipe)
-    work = stage.enter(plan, progress)
+    with state.processes.first_alone():
+        work = stage.enter(plan, progress)
     if not load_checkpoint(state, stage, progress) and initial:
         state.start_from(initial, crops)
         progress.say(f"starting from the weights of {plan.init}")
@@ -252,8 +260,9 @@ def train_base(
         with watch() as report:
             train(state, plan.recipe, crops, stage.folder, report, workers=plan.workers, until=end)
     check_trained(state, stage, end)
-    if work:
-        stage.finish(["checkpoint.pt"], {"steps": state.step})
+    with state.processes.first_alone():
+        if work and state.processes.writes:
+            stage.finish(["checkpoint.pt"], {"steps": state.step})
 
 
 def finetune(plan: Plan, state: State, crops: Crops, progress: Progress, watch: Watch) -> None:
@@ -263,17 +272,18 @@ def finetune(plan: Plan, state: State, crops: Crops, progress: Progress, watch: 
         "recipe": keys_of(plan.recipe, OF_NO_STAGE),
         "base": sha256_of(plan.out / BASE / "checkpoint.pt"),
     }
-    stage = Stage(plan.out, FINETUNE, inputs)
+    stage = Stage(plan.out, FINETUNE, inputs, state.processes)
     state.origin["recipe"] = to_yaml(plan.recipe)
-    work = stage.enter(plan, progress)
+    with state.processes.first_alone():
+        work = stage.enter(plan, progress)
     load_checkpoint(state, stage, progress)
     if work:
-        write_text(plan.out / RECIPE, to_yaml(plan.recipe))
         with watch() as report:
             train(state, plan.recipe, crops, stage.folder, report, workers=plan.workers)
     check_trained(state, stage, plan.recipe.steps)
-    if work:
-        stage.finish(["checkpoint.pt"], {"steps": state.step})
+    with state.processes.first_alone():
+        if work and state.processes.writes:
+            stage.finish(["checkpoint.pt"], {"steps": state.step})
 
 
 def load_checkpoint(state: State, stage: Stage, progress: Progress) -> bool:
