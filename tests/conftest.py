@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from compress.artifact import Artifact, FrontEnd
 from compress.data import DataFolder, embedded_data
 from compress.models.campplus import CAMPPlus
+from compress.models.ecapa_tdnn import ECAPATDNN
 from compress.passes import PTQ, TRT, Context, Onnx, OpenVINO, Prune, onnx_export
 from compress.pipeline import RunConfig, run
 
@@ -293,14 +294,15 @@ def small_checkpoint(small_campplus: Artifact, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="session")
-def finished_run(small_checkpoint: Path, speech_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of ``prune,ptq,trt`` over the small CAM++. Not to be changed."""
+def finished_run(speech_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of ``prune,ptq,trt`` over a narrow ECAPA-TDNN with random weights. Not to be changed."""
     folder = tmp_path_factory.mktemp("runs") / "small"
+    torch.manual_seed(0)
+    arguments = {"embedding_size": 64, "channels": [128, 128, 128, 128, 256], "res2net_scale": 4}
+    network = Artifact.from_module(settle(ECAPATDNN(**arguments), 80), arch="ecapa_tdnn", arguments=arguments)
+    network.save(folder.with_name("ecapa"))
     passes = (Prune(ratio=0.3, scope="uniform", bn_utterances=8), PTQ(utterances=8), TRT())
-    config = RunConfig(
-        passes, str(small_checkpoint), "campplus", data=str(speech_folder), out=str(folder), timing_s=0.0
-    )
-    run(config)
+    run(RunConfig(passes, str(folder.with_name("ecapa")), data=str(speech_folder), out=str(folder), timing_s=0.0))
     return folder
 
 

@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 
-KILLS = 10
-
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "compress", "run", "--timing-s", "0", "--out", str(folder), *arguments]
@@ -50,14 +48,14 @@ def end(process: "subprocess.Popen[str]", signal_number: int) -> int:
 
 
 def check_killed_runs(
-    tmp_path: Path, arguments: list[str], seconds: float, lasting: Callable[[Path], dict[str, Any]]
+    tmp_path: Path, arguments: list[str], wanted: int, seconds: float, lasting: Callable[[Path], dict[str, Any]]
 ) -> None:
-    """Kill a run ten times, up to ``seconds`` after its work begins, and resume it; compare with a whole run."""
+    """Kill a run so many times, up to ``seconds`` after its work begins, and resume it; compare with a whole run."""
     code, _, err = finish(start(tmp_path / "whole", *arguments))
     assert code == 0, err
     moments = random.Random(0)
     folder, number, kills = tmp_path / "killed-0", 0, 0
-    while kills < KILLS:
+    while kills < wanted:
         starts = events_of(folder, "start")
         process = start(folder, "--resume", *arguments)
         wait_for(process, folder, "start", starts + 1)  # before that it only imports and reads
@@ -75,11 +73,12 @@ def check_killed_runs(
     assert [path for path in folder.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"] == []
 
 
-def test_a_run_killed_at_ten_moments_ends_with_the_same_table(
-    tmp_path: Path, tiny_graph: Path, speech_folder: Path, lasting: Callable[[Path], dict[str, Any]]
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_moments_ends_with_the_same_table(
+    kills: int, tmp_path: Path, tiny_graph: Path, speech_folder: Path, lasting: Callable[[Path], dict[str, Any]]
 ) -> None:
     arguments = [str(tiny_graph), "--data", str(speech_folder), "--passes", "ptq,trt", "--set", "ptq.utterances=8"]
-    check_killed_runs(tmp_path, arguments, 1.0, lasting)
+    check_killed_runs(tmp_path, arguments, kills, 1.0, lasting)
 
 
 @pytest.mark.slow
@@ -88,7 +87,7 @@ def test_a_longer_run_killed_at_ten_moments_ends_with_the_same_table(
 ) -> None:
     arguments = [str(small_checkpoint), "--arch", "campplus", "--data", str(speech_folder), "--passes", "prune,ptq"]
     settings = ["--set", "prune.scope=uniform", "--set", "prune.bn_utterances=8", "--set", "ptq.utterances=8"]
-    check_killed_runs(tmp_path, arguments + settings, 15.0, lasting)
+    check_killed_runs(tmp_path, arguments + settings, 10, 15.0, lasting)
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, tiny_graph: Path, speech_folder: Path) -> None:

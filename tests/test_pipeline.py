@@ -122,7 +122,7 @@ def temporaries(folder: Path) -> list[Path]:
 
 
 class TestFinishedRun:
-    """``prune,ptq,trt`` over a small CAM++."""
+    """``prune,ptq,trt`` over a narrow ECAPA-TDNN."""
 
     STEPS = ("00-baseline", "01-prune", "02-onnx", "03-ptq", "04-trt")
 
