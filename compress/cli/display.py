@@ -52,11 +52,15 @@ class Bars:
         self.say(f"{description}: {count if count is not None else 'all'} done")
 
     @contextmanager
-    def counter(self, description: str) -> Iterator[Callable[[int, int], None]]:
-        """Show a bar that is moved by calls of (done, total)."""
+    def counter(self, description: str) -> Iterator[Callable[..., None]]:
+        """Show a bar that is moved by calls of (done, total), or with another description as a third argument."""
         with self._bars() as bars:
             task = bars.add_task(description)
-            yield lambda done, total: bars.update(task, completed=done, total=total)
+
+            def move(done: int, total: int, description: str | None = None) -> None:
+                bars.update(task, completed=done, total=total, description=description)
+
+            yield move
 
     def _bars(self) -> RichProgress:
         """Bars that vanish when done; none where standard error is no terminal."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from compress.errors import InputError, ModelError
+from compress.errors import InputError, MachineError, ModelError
 from compress.features import NUM_MEL_BINS, fbank_cmn, num_frames
 from compress.files import append_line, replaced_file
 from compress.models.checkpoint import BROKEN_PICKLE, load_into
@@ -330,17 +330,21 @@ def train(
     checkpoint_every: int = 200,
     workers: int = 1,
     until: int | None = None,
+    measure: Callable[[nn.Module], float] | None = None,
 ) -> None:
     """Train from ``state.step`` to the end, or ``until`` a step; checkpoints and ``train.jsonl`` go to ``folder``.
+
+    With each checkpoint, ``measure`` is given the averaged network, and what it finds is logged as ``dev_eer``.
 
     An interrupt waits for the end of the running step, and a killed step is repeated on resume. Batches are made by
     ``workers`` processes beside this one, or without any by this one; how many does not change what is learned.
 
     Raises:
         ModelError: If the training diverges. The last checkpoint written before stays.
-        MachineError: If the disk is full.
+        MachineError: If the disk is full, or memory too small.
     """
-    steps = range(state.step, recipe.steps if until is None else until)
+    end = recipe.steps if until is None else until
+    steps = range(state.step, end)
     ahead = 4 if workers else None
     own = Shares(crops, state.processes)
     loader = DataLoader(own, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=ahead)
@@ -352,15 +356,18 @@ def train(
                 state.spread_classes(crops.num_speakers)
             # where there is one speed, the classes of the others have no crops
             classes = crops.num_speakers if num_speeds(recipe, state.step) == 1 else None
-            with uninterrupted():
+            with uninterrupted(), out_of_memory_told(recipe, state):
                 told = train_step(state, recipe, features, labels, classes)
                 state.step += 1
                 state.update_average(recipe.average_decay)
             line = {"step": state.step, **told, "step_s": time.monotonic() - started}
+            due = state.step % checkpoint_every == 0
             if state.processes.writes:
+                if measure and (due or state.step == end):
+                    line["dev_eer"] = measure(state.average)
                 append_line(folder / "train.jsonl", json.dumps(line))
             report(line)
-            if state.step % checkpoint_every == 0:
+            if due:
                 state.save(checkpoint)
     except KeyboardInterrupt:  # between two steps; after anything else, a step may be half done
         state.save(checkpoint)
@@ -384,6 +391,37 @@ def uninterrupted() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+@contextmanager
+def out_of_memory_told(recipe: Recipe, state: State) -> Iterator[None]:
+    """Say what to put into the recipe when memory is too small; the last checkpoint stays as it is.
+
+    Raises:
+        MachineError: In place of the error of PyTorch or NumPy.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise out_of_memory(recipe, state) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise out_of_memory(recipe, state) from error
+
+
+def out_of_memory(recipe: Recipe, state: State) -> MachineError:
+    """Build the error for a batch that memory is too small for, with the values that make half of it."""
+    step, share = state.step, recipe.batch_size // state.processes.count
+    length = recipe.final_crop_s if recipe.is_final(step) else recipe.crop_s
+    told = f"out of memory at step {step + 1}, with {share // recipe.accumulation} crops of {length:g} s at a time. "
+    more = [parts for parts in range(2 * recipe.accumulation, share + 1) if share % parts == 0]
+    if not more:
+        return MachineError(told + "Lower crop_s and final_crop_s, or take a smaller network.")
+    return MachineError(
+        f"{told}Set accumulation: {more[0]} in the recipe, the same batch in parts of {share // more[0]}, and go on"
+        f" with --resume; or train anew with batch_size: {recipe.batch_size // 2}."
+    )
+
+
 def train_step(
     state: State, recipe: Recipe, features: Tensor, labels: Tensor, classes: int | None = None
 ) -> dict[str, float]:
@@ -397,15 +435,16 @@ def train_step(
         classes: Soft labels are over the first so many; none: all.
 
     Returns:
-        The loss, each of its terms, and the share of crops classified right, where classes are learned.
+        The loss, each of its terms, the share of crops classified right, where classes are learned, and margin and
+        learning rate of the step.
 
     Raises:
         ModelError: If the loss or its gradient is NaN or infinite; the weights are left as they were.
     """
-    state.classifier.margin = margin(recipe, state.step)
+    state.classifier.margin, rate = margin(recipe, state.step), learning_rate(recipe, state.step)
     state.classifier.scale = recipe.scale[0] + (recipe.scale[1] - recipe.scale[0]) * ramp(recipe, state.step)
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(recipe, state.step)
+        group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
     count = recipe.accumulation
     parts = enumerate(zip(features.chunk(count), labels.chunk(count), strict=True), 1)
@@ -420,7 +459,7 @@ def train_step(
             f" {norm_found:g}. Lower learning_rate or raise warmup_steps, and train again in another --out folder."
         )
     state.optimizer.step()
-    return found
+    return found | {"margin": state.classifier.margin, "learning_rate": rate}
 
 
 def accumulate(

@@ -1,3 +1,4 @@
+import json
 import signal
 from dataclasses import replace
 from itertools import pairwise
@@ -19,6 +20,8 @@ from compress.training.trainer import (
     learning_rate,
     margin,
     num_speeds,
+    out_of_memory,
+    out_of_memory_told,
     ramp,
     train,
 )
@@ -92,6 +95,23 @@ def test_interrupted_and_resumed_gives_the_weights_of_an_unbroken_run(tmp_path: 
         assert torch.equal(value, weights(second)[name]), name
 
 
+def test_dev_trials_are_measured_with_each_checkpoint_and_at_the_end(tmp_path: Path) -> None:
+    measured, lines = [], []
+
+    def measure(model: nn.Module) -> float:
+        assert not model.training
+        measured.append(model.last.weight.clone())
+        return 0.25
+
+    begun = state()
+    train(begun, RECIPE, crops(), tmp_path, lines.append, checkpoint_every=4, workers=0, measure=measure)
+    assert [line["step"] for line in lines if "dev_eer" in line] == [4, 6]
+    assert torch.equal(measured[-1], begun.average.last.weight)
+    logged = [json.loads(text) for text in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert logged == lines
+    assert [line["margin"] for line in lines] == [margin(RECIPE, step) for step in range(6)]
+
+
 def test_an_interrupt_waits_for_the_end_of_the_step(tmp_path: Path) -> None:
     """At each moment within the step: half a step's statistics and weights would be repeated on resume."""
     whole = state()
@@ -157,6 +177,53 @@ def test_a_training_that_diverges_stops_and_keeps_the_last_good_checkpoint(tmp_p
     assert good.step == 2
     assert all(torch.isfinite(value).all() for value in weights(good).values())
     assert len((tmp_path / "train.jsonl").read_text().splitlines()) == 3
+
+
+class Hungry(Tiny):
+    """Asks for memory that no machine has, from its third batch on."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        super().__init__()
+        self.error, self.calls = error, 0
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        self.calls += self.training
+        if self.calls > 2:
+            if self.error is MemoryError:
+                np.ones((1 << 25, 1 << 25))
+            if self.error is RuntimeError:
+                torch.ones(1 << 50)
+            raise self.error("CUDA out of memory.")
+        return super().forward(features)
+
+
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError, torch.OutOfMemoryError])
+def test_out_of_memory_says_what_to_set_and_leaves_the_last_checkpoint(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    begun = State(Hungry(error), 16, 9, RECIPE)
+    told = (
+        r"out of memory at step 3, with 4 crops of 0\.5 s at a time\. Set accumulation: 2 in the recipe, the same batch"
+        r" in parts of 2, and go on with --resume; or train anew with batch_size: 2\."
+    )
+    with pytest.raises(MachineError, match=told):
+        train(begun, RECIPE, crops(), tmp_path, lambda line: None, checkpoint_every=2, workers=0)
+    good = state(replace(RECIPE, accumulation=2))
+    good.load(tmp_path / "checkpoint.pt")
+    assert good.step == 2
+    train(good, replace(RECIPE, accumulation=2), crops(), tmp_path, lambda line: None, workers=0)
+    assert good.step == RECIPE.steps
+
+
+def test_out_of_memory_with_single_crops_names_their_length() -> None:
+    recipe = replace(RECIPE, accumulation=4)
+    told = str(out_of_memory(recipe, state(recipe)))
+    assert "with 1 crops of 0.5 s at a time. Lower crop_s and final_crop_s" in told
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="shape"), out_of_memory_told(RECIPE, state()):
+        raise RuntimeError("shape '[3]' is invalid")
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(small_disk: Path) -> None:
