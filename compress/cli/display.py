@@ -39,7 +39,7 @@ class Bars:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self.console.print(text, style="dim", highlight=False, markup=False)
+        self.console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
         """Show a bar while items are worked on; where standard error is no terminal, a line at the end."""

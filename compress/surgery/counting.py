@@ -214,8 +214,8 @@ def matrix_products(model: nn.Module, example: Tensor) -> Sizes:
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     # Without oneDNN a recurrent layer runs as matrix products.
     plain = torch.backends.mkldnn.flags(enabled=False) if recurrent else nullcontext()
-    with warnings.catch_warnings(), torch.no_grad(), plain, ProductRecorder() as recorder:
-        warnings.simplefilter("ignore")  # leaving the oneDNN flags warns about Intel GPUs
+    # setting the oneDNN flags warns about Intel GPUs
+    with warnings.catch_warnings(action="ignore"), torch.no_grad(), plain, ProductRecorder() as recorder:
         model(example)
     return [*recorder.products]
 
