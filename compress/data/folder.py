@@ -290,7 +290,8 @@ def list_speakers(root: Path) -> tuple[dict[str, Path], dict[str, str]]:
         The audio file of each utterance, in sorted order, and its speaker.
 
     Raises:
-        InputError: If an audio file lies beside the speakers' folders, or two would have the same name.
+        InputError: If an audio file lies beside the speakers' folders, two would have the same name, or a speaker's
+            folder holds none.
     """
     audio: dict[str, Path] = {}
     speakers: dict[str, str] = {}
@@ -302,6 +303,11 @@ def list_speakers(root: Path) -> tuple[dict[str, Path], dict[str, str]]:
         if utterance in audio:
             raise InputError(f"{audio[utterance]} and {file} would both be utterance '{utterance}'. Rename one.")
         audio[utterance], speakers[utterance] = file, speaker
+    for path in sorted(root.iterdir()):
+        if audio and path.is_dir() and not path.name.startswith(".") and _one_word(path.name) not in speakers.values():
+            raise InputError(
+                f"{path} holds no audio, so it is no speaker's folder. Put audio into it, or move it away."
+            )
     return audio, speakers
 
 

@@ -212,6 +212,7 @@ def test_a_folder_per_speaker_is_read_without_lists(tmp_path: Path) -> None:
     [
         ({"a.wav"}, r"a\.wav lies beside the speakers' folders\. Move it into one, or away\."),
         ({"a/1.wav", "a/1.flac"}, r"1\.flac and .*1\.wav would both be utterance 'a-1'\. Rename one\."),
+        ({"a/1.wav", "b c/notes.txt"}, r"b c holds no audio, so it is no speaker's folder\. Put audio into it"),
         ({"a/notes.txt"}, r"nor is it one of a folder per speaker with audio in it\."),
     ],
 )
