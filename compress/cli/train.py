@@ -14,9 +14,8 @@ from compress.errors import MachineError, SettingError
 from compress.machine import cores, probe_cuda
 from compress.training.parallel import join_processes
 from compress.training.recipe import read_recipe
-from compress.training.stages import STAGES, Plan, run_stages
-
-LINE_EVERY = 50  # steps
+from compress.training.stages import BASE, FINETUNE, STAGES, Plan, run_stages
+from compress.training.watch import Line, plot_curves, reporter, tensorboard
 
 
 @click.command("train")
@@ -24,6 +23,7 @@ LINE_EVERY = 50  # steps
 @click.option("--data", required=True, metavar="DIR", help="Data folder with wav.scp and utt2spk, or folder of shards.")
 @click.option("--noise", type=click.Path(path_type=Path), help="Noise recordings, in the form of wav.scp.")
 @click.option("--dev", metavar="DIR", help="Data folder to measure on: must share no speaker and no audio with --data.")
+@click.option("--trials", metavar="NAME", help="Trial list of --dev whose EER is shown. Default: its only one.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the stages and the artifact.")
 @click.option(
     "--init", metavar="MODEL", help="Start from these weights: artifact folder, registered model, checkpoint."
@@ -36,12 +36,14 @@ LINE_EVERY = 50  # steps
 @click.option(
     "--workers", type=click.IntRange(1, 1024), default=1, show_default=True, help="Processes that make batches."
 )
+@click.option("--tensorboard", "board", is_flag=True, help="Write the figures for TensorBoard into --out, too.")
 @click.option("--half", is_flag=True, help="Store the weights in half precision.")
 def train_command(
     recipe: Path,
     data: str,
     noise: Path | None,
     dev: str | None,
+    trials: str | None,
     out: Path,
     init: str | None,
     max_unreadable: str,
@@ -50,22 +52,29 @@ def train_command(
     device: str,
     threads: int | None,
     workers: int,
+    board: bool,
     half: bool,
 ) -> None:
     """Train a speaker-embedding network by the YAML file RECIPE, in four stages; its weights become an artifact."""
     settings = read_recipe(recipe)
     share = read_share(max_unreadable)
+    if trials and not dev:
+        raise SettingError("--trials is a list of --dev, and there is none. Give its folder with --dev DIR.")
     if device == "cuda" and probe_cuda().missing:
         raise MachineError(f"device cuda: {probe_cuda().missing}. Use --device cpu.")
     torch.set_num_threads(threads or cores())
     processes = join_processes(device)
     bars = Bars(quiet=not processes.writes)
-    plan = Plan(settings, data, out, noise, dev, init, share, device, workers, stage, resume)
+    plan = Plan(settings, data, out, noise, dev, trials, init, share, device, workers, stage, resume)
 
     @contextmanager
-    def watch() -> Iterator[Callable[[dict[str, float]], None]]:
-        with bars.counter("training") as advance:
-            yield reporter(bars, settings.steps, advance)
+    def watch() -> Iterator[Callable[[Line], None]]:
+        folder = out / "tensorboard" if board and processes.writes else None
+        with (
+            bars.counter("training") as advance,
+            tensorboard(folder, reporter(settings.steps, bars.say, advance)) as report,
+        ):
+            yield report
 
     try:
         state = run_stages(plan, bars, watch, processes)
@@ -74,6 +83,7 @@ def train_command(
         raise
     if not processes.writes:
         return
+    bars.say(plot_curves([out / name / "train.jsonl" for name in (BASE, FINETUNE)], out / "curves.png"))
     trained = Artifact.from_module(state.average.cpu(), arch=settings.model, arguments=settings.arguments)
     if half:
         trained = replace(trained, model=trained.module.half())
@@ -95,22 +105,3 @@ def read_share(text: str) -> float:
     if not 0 <= share <= 1:
         raise SettingError(f"--max-unreadable must be a share such as 1% or 0.01, got '{text}'.")
     return share
-
-
-def reporter(bars: Bars, steps: int, advance: Callable[[int, int], None]) -> Callable[[dict[str, float]], None]:
-    """Move the bar at every step, and print loss and accuracy now and then."""
-    recent: list[dict[str, float]] = []
-
-    def report(line: dict[str, float]) -> None:
-        step = int(line["step"])
-        advance(step, steps)
-        recent.append(line)
-        if step % LINE_EVERY == 0 or step == steps:
-            mean = {name: sum(x[name] for x in recent) / len(recent) for name in line}
-            terms = [name for name in mean if name not in ("step", "accuracy", "step_s")]
-            said = [f"{name} {mean[name]:.3f}" for name in (terms if len(terms) > 2 else terms[:1])]
-            said += [f"accuracy {mean['accuracy']:.1%}"] if "accuracy" in mean else []
-            bars.say(f"step {step} of {steps}: {', '.join(said)}, {mean['step_s']:.2f} s a step")
-            recent.clear()
-
-    return report

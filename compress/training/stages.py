@@ -30,6 +30,7 @@ from compress.training.recipe import Recipe, build_network, to_plain, to_yaml
 from compress.training.stored import StoredCrops, store_features
 from compress.training.trainer import Crops, State, train
 from compress.training.tutor import Tutor, find_tutor
+from compress.training.watch import DevTrials, Line
 
 DATA, FEATURES, BASE, FINETUNE = STAGES = ("1-data", "2-features", "3-base", "4-finetune")
 TITLES = ("data", "features", "base training", "fine-tuning")
@@ -37,7 +38,7 @@ RECIPE = "recipe.yaml"
 OF_FINETUNING = ("final_crop_s", "final_margin", "final_speeds")  # keys that nothing before the last stage depends on
 OF_NO_STAGE = ("accumulation",)  # does not change what is learned
 
-Watch = Callable[[], AbstractContextManager[Callable[[dict[str, float]], None]]]
+Watch = Callable[[], AbstractContextManager[Callable[[Line], None]]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Plan:
         out: Folder of the stages.
         noise: List of noise recordings.
         dev: Data folder that is measured on; must share nothing with ``data``.
+        trials: Trial list of ``dev`` whose EER is watched; None is its only one, or ``trials``.
         init: Artifact, registered model or checkpoint whose weights are the start.
         max_unreadable: Share of the utterances that may be left out, 0..1.
         device: ``cpu`` or ``cuda``.
@@ -63,6 +65,7 @@ class Plan:
     out: Path
     noise: Path | None = None
     dev: str | None = None
+    trials: str | None = None
     init: str | None = None
     max_unreadable: float = 0.0
     device: str = "cpu"
@@ -155,6 +158,7 @@ def run_stages(plan: Plan, progress: Progress, watch: Watch, processes: Processe
     """
     if processes.writes:
         check_out(plan)
+    measure = dev_trials(plan) if processes.writes else None
     initial = initial_weights(plan)
     torch.manual_seed(plan.recipe.seed)
     model = build_network(plan.recipe)
@@ -168,9 +172,21 @@ def run_stages(plan: Plan, progress: Progress, watch: Watch, processes: Processe
         progress.say(f"learning from {plan.recipe.teacher}, {count_parameters(tutor.module):,} parameters")
     classes = crops.num_speakers * len(plan.recipe.speeds)
     state = State(model, width, classes, plan.recipe, plan.device, corpus.fingerprint, tutor, processes)
-    train_base(plan, state, crops, initial, tutor, progress, watch)
-    finetune(plan, state, crops, progress, watch)
+    train_base(plan, state, crops, initial, tutor, progress, watch, measure)
+    finetune(plan, state, crops, progress, watch, measure)
     return state
+
+
+def dev_trials(plan: Plan) -> DevTrials | None:
+    """Read the trials whose EER is watched; None where there are no dev data, or no trials in them.
+
+    Raises:
+        InputError: If there are several lists and none is named, or the dev data cannot be used.
+    """
+    folder = DataFolder.read(plan.dev) if plan.dev else None
+    if folder is None or not (plan.trials or folder.trial_lists()):
+        return None
+    return DevTrials(folder, plan.trials)
 
 
 def prepare_data(plan: Plan, progress: Progress, processes: Processes) -> Corpus:
@@ -239,6 +255,7 @@ def train_base(
     tutor: Tutor | None,
     progress: Progress,
     watch: Watch,
+    measure: DevTrials | None,
 ) -> None:
     """Stage 3: all steps but the last ones."""
     recipe = base_recipe(plan.recipe)
@@ -258,14 +275,16 @@ def train_base(
     end = plan.recipe.steps - plan.recipe.final_steps
     if work:
         with watch() as report:
-            train(state, plan.recipe, crops, stage.folder, report, workers=plan.workers, until=end)
+            train(state, plan.recipe, crops, stage.folder, report, workers=plan.workers, until=end, measure=measure)
     check_trained(state, stage, end)
     with state.processes.first_alone():
         if work and state.processes.writes:
             stage.finish(["checkpoint.pt"], {"steps": state.step})
 
 
-def finetune(plan: Plan, state: State, crops: Crops, progress: Progress, watch: Watch) -> None:
+def finetune(
+    plan: Plan, state: State, crops: Crops, progress: Progress, watch: Watch, measure: DevTrials | None
+) -> None:
     """Stage 4: the last steps, on longer crops with a larger margin, at the end of the learning rate's schedule."""
     inputs = {
         "data": state.origin["data"],
@@ -279,7 +298,7 @@ def finetune(plan: Plan, state: State, crops: Crops, progress: Progress, watch: 
     load_checkpoint(state, stage, progress)
     if work:
         with watch() as report:
-            train(state, plan.recipe, crops, stage.folder, report, workers=plan.workers)
+            train(state, plan.recipe, crops, stage.folder, report, workers=plan.workers, measure=measure)
     check_trained(state, stage, plan.recipe.steps)
     with state.processes.first_alone():
         if work and state.processes.writes:

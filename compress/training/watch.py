@@ -41,13 +41,14 @@ class DevTrials:
 
     Args:
         folder: With a trial list and its audio.
+        trials: Which list; None is the only one, or ``trials``.
 
     Raises:
-        InputError: If there is no trial list, or audio cannot be used.
+        InputError: If there is no such trial list, or audio cannot be used.
     """
 
-    def __init__(self, folder: DataFolder) -> None:
-        listed = folder.trials()
+    def __init__(self, folder: DataFolder, trials: str | None = None) -> None:
+        listed = folder.trials(trials)
         chosen = choose_utterances(listed)
         places = {place: number for number, place in enumerate(chosen)}
         inside = np.isin(listed.enroll, chosen) & np.isin(listed.test, chosen)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -316,3 +317,26 @@ def test_one_speaker_is_too_few(cli: Callable, arguments: list[str], own_speech:
     assert code == 2
     assert "has 1 speaker; training needs two or more in utt2spk." in err
     assert unchanged() == before
+
+
+def test_the_eer_on_dev_data_is_watched(cli: Callable, arguments: list[str], own_speech: Path, tmp_path: Path) -> None:
+    """The last two of the six speakers are dev data; they have two trial lists, of which one must be chosen."""
+    tables = {name: (own_speech / name).read_text().splitlines(keepends=True) for name in ("wav.scp", "utt2spk")}
+    dev = Path(shutil.copytree(own_speech, tmp_path / "dev"))
+    for name, lines in tables.items():
+        (own_speech / name).write_text("".join(lines[:12]))
+        (dev / name).write_text("".join(lines[12:]))
+    kept = {line.split()[0] for line in tables["wav.scp"][12:]}
+    trials = [line for line in (dev / "trials").read_text().splitlines() if kept >= set(line.split()[1:])]
+    (dev / "trials").rename(dev / "trials_all")
+    for name in ("trials_all", "trials_hard"):
+        (dev / name).write_text("\n".join(trials))
+    code, _, err = cli(*arguments, "--dev", dev)
+    assert (code, "has several trial lists: trials_all, trials_hard." in err) == (2, True)
+    assert "--trials is a list of --dev, and there is none." in cli(*arguments, "--trials", "trials_hard").err
+    code, out, err = cli(*arguments, "--dev", dev, "--trials", "trials_hard")
+    assert code == 0, err
+    assert "dev EER" in err
+    assert f"compress eval {tmp_path / 'out' / 'model'} --data {dev}" in out
+    last = json.loads((tmp_path / "out" / "4-finetune" / "train.jsonl").read_text().splitlines()[-1])
+    assert 0 <= last["dev_eer"] <= 1
