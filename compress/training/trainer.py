@@ -230,11 +230,13 @@ class State:
     def update_average(self, decay: float) -> None:
         """Move the averaged weights and batch-norm statistics towards the present ones."""
         decay = min(decay, (1 + self.step) / (10 + self.step))
-        for mean, value in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, 1 - decay)
-            else:
-                mean.copy_(value)
+        pairs = list(zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True))
+        moved = [(mean, value) for mean, value in pairs if mean.is_floating_point()]
+        means, values = ([pair[side] for pair in moved] for side in (0, 1))
+        torch._foreach_lerp_(means, values, 1 - decay)  # at once: a GPU would wait for hundreds of launches
+        for count, value in pairs:
+            if not count.is_floating_point():
+                count.copy_(value)
 
     @torch.no_grad()
     def start_from(self, weights: Mapping[str, Tensor], crops: "Crops", per_class: int = 4) -> None:

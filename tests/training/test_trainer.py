@@ -1,5 +1,9 @@
 import json
+import multiprocessing
+import multiprocessing.process
+import random
 import signal
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compress.errors import InputError, MachineError, ModelError
+from compress.training.augment import Augmentation
 from compress.training.recipe import Recipe
 from compress.training.trainer import (
     Crops,
@@ -95,6 +100,57 @@ def test_interrupted_and_resumed_gives_the_weights_of_an_unbroken_run(tmp_path: 
         assert torch.equal(value, weights(second)[name]), name
 
 
+QUIET = Augmentation(p_filter=0, p_room=0, p_noise=0, p_babble=0)  # to be quick
+KILLED = replace(RECIPE, steps=200, final_crop_s=0.1, crop_s=0.1, batch_size=2, speeds_from_step=40, augmentation=QUIET)
+
+
+def started(folder: Path) -> multiprocessing.process.BaseProcess:
+    """A training in a process of its own, that goes on with what is in the folder; of modules that it can import."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(8 * 80, 8), nn.BatchNorm1d(8), nn.Linear(8, 16))
+    begun = State(model, 16, 9, KILLED)
+    folder.mkdir(exist_ok=True)
+    if (folder / "checkpoint.pt").exists():
+        begun.load(folder / "checkpoint.pt")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["compress.training.trainer", "torch._dynamo"])  # that an optimizer imports
+    process = context.Process(target=train, args=(begun, KILLED, crops(KILLED), folder, dict, 7, 0))
+    process.start()
+    return process
+
+
+def test_a_training_killed_at_random_steps_ends_with_the_state_of_a_whole_one(tmp_path: Path) -> None:
+    whole = started(tmp_path / "whole")
+    whole.join()
+    assert whole.exitcode == 0
+    log, moments, kills = tmp_path / "killed" / "train.jsonl", random.Random(0), 0
+    while kills < 3:
+        before = len(log.read_text().splitlines()) if log.exists() else 0
+        process, wanted = started(tmp_path / "killed"), before + moments.randrange(1, 50)
+        while process.is_alive() and (not log.exists() or len(log.read_text().splitlines()) < wanted):
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        if process.exitcode != -signal.SIGKILL:
+            break  # it was quicker
+        kills += 1
+    assert kills
+    last = started(tmp_path / "killed")
+    last.join()
+    assert last.exitcode == 0
+    ours, theirs = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "killed"))
+    assert ours["step"] == KILLED.steps
+    assert values(ours).keys() >= {("optimizer", "state", 0, "exp_avg"), ("average", "2.running_var"), ("step",)}
+    assert values(ours) == values(theirs)
+
+
+def values(part: object, name: tuple[object, ...] = ()) -> dict[tuple[object, ...], object]:
+    """Every value of a checkpoint by its place, tensors as bytes."""
+    if isinstance(part, dict):
+        return {key: value for own in part for key, value in values(part[own], (*name, own)).items()}
+    return {name: part.numpy().tobytes() if isinstance(part, torch.Tensor) else part}
+
+
 def test_dev_trials_are_measured_with_each_checkpoint_and_at_the_end(tmp_path: Path) -> None:
     measured, lines = [], []
 
@@ -151,6 +207,24 @@ def test_given_weights_are_where_the_network_starts_and_classes_start_at_their_c
         clean = begun.average(crops().clean(label, 4))
         center = torch.nn.functional.normalize(clean).mean(0)
         torch.testing.assert_close(begun.classifier.weight[label], center)
+
+
+@torch.no_grad()
+def test_the_average_follows_weights_and_statistics() -> None:
+    begun = state()
+    before = {name: value.clone() for name, value in begun.average.state_dict().items()}
+    for value in begun.model.state_dict().values():
+        value += 1
+    begun.step = 1000
+    begun.update_average(0.9)
+    for name, value in begun.average.state_dict().items():
+        if name == "norm.num_batches_tracked":
+            assert value == 1
+        else:
+            torch.testing.assert_close(value, 0.9 * before[name] + 0.1 * begun.model.state_dict()[name])
+    begun.step = 0
+    begun.update_average(0.9)  # quick at the start: a decay of 1 / 10
+    torch.testing.assert_close(begun.average.last.bias, begun.model.last.bias - 0.9 * 0.1)
 
 
 def test_classes_of_another_speed_hear_other_crops() -> None:
