@@ -21,6 +21,7 @@ from compress.training.corpus import to_pcm
 from compress.training.crops import cut_crops, hold_out, numbered
 from compress.training.distiller import Lesson, Outcome, Schedule, distill
 from compress.training.objective import FeatureLoss, Objective, Relation
+from compress.training.qat import count_rounded, fake_quantized, plain
 from compress.training.taps import Tap, choose_taps
 from compress.training.teacher import answers_of
 
@@ -36,6 +37,7 @@ FEWEST_UTTERANCES = 8
 HELD_OUT = 0.1  # of the utterances, within these bounds
 HELD_OUT_UTTERANCES = (2, 64)
 HELD_OUT_CROPS = 128
+RANGE_CROPS = 128  # of those learned from, whose extremes are the ranges of activations, with qat
 P_NOISE = 0.5  # of the utterances, where there is noise
 SNR_DB = (5.0, 25.0)
 
@@ -72,6 +74,7 @@ class Distill(Pass):
     feature_loss: FeatureLoss = "mse"  # or cosine
     relations: tuple[Relation, ...] = ("cosine",)  # of cosine, distance, angle
     noise: str | None = None  # recordings to add to half of the utterances, in the form of wav.scp
+    qat: bool = False  # learn with weights and activations rounded as the pass ptq will round them
     device: str = "cpu"  # that the student learns on, or cuda
     seed: int = 1
 
@@ -171,10 +174,13 @@ class Distill(Pass):
             raise SettingError(f"distill.crop_s: {self.crop_s:g} s are {frames} frames; at least {fewest} are needed.")
         lesson, held_out, heard = self.lessons(speech, teacher, taps, frames, context)
         schedule = Schedule(self.steps, self.batch_size, self.learning_rate, self.seed)
-        outcome = distill(
-            artifact.module, lesson, held_out, taps, self.objective, schedule, context.progress, self.device
-        )
-        return artifact.with_model(outcome.model, self.step(*self.about(teacher, taps), heard, *told(outcome, self)))
+        student, rounded = artifact.module, []
+        if self.qat:
+            student = fake_quantized(student, lesson.crops[:RANGE_CROPS])
+            rounded = [f"learned, and measured, with {count_rounded(student)} layers rounded as ptq rounds them"]
+        outcome = distill(student, lesson, held_out, taps, self.objective, schedule, context.progress, self.device)
+        notes = (*self.about(teacher, taps), heard, *rounded, *told(outcome, self))
+        return artifact.with_model(plain(outcome.model), self.step(*notes))
 
     def find_teacher(self, artifact: Artifact, context: Context) -> Artifact:
         """Open the teacher and check that it fits.
@@ -184,13 +190,13 @@ class Distill(Pass):
             ModelError: If it takes other features, or is the student itself.
         """
         teacher = context.source if self.teacher is None else Artifact.open(self.teacher, self.teacher_arch)
-        if self.teacher is None and (teacher is None or teacher.sha256 == artifact.sha256):
+        itself = teacher is not None and teacher.sha256 == artifact.sha256 and not self.qat
+        if teacher is None or (self.teacher is None and itself):
             raise InputError(
                 "distill: no teacher. Without a name it is the network that the run started from, and nothing was done"
                 " to that yet. Name one with distill.teacher (--teacher): a network, an artifact folder or .onnx file."
             )
-        assert teacher is not None
-        if teacher.sha256 == artifact.sha256:
+        if itself:
             raise ModelError(f"distill.teacher: {self.teacher} is the student itself; there is nothing to learn.")
         if teacher.deferred is not None or (self.objective.gamma and teacher.format != Format.TORCH):
             lacks = "is not built yet" if teacher.deferred else "gives only its embedding, and gamma compares layers"
@@ -290,17 +296,18 @@ def told(outcome: Outcome, maker: Distill) -> list[str]:
     """What came of it, in words."""
     before, after = outcome.distances["given"], outcome.distances[outcome.chosen]
     notes = [f"{maker.steps} steps of {maker.batch_size} crops, {outcome.step_s:.2f} s each"]
-    held = f"distance to the teacher on held-out crops {before:.4f}"
+    digits = 6 if maker.qat else 4  # what rounding costs is little
+    held = f"distance to the teacher on held-out crops {before:.{digits}f}"
     best = min(value for name, value in outcome.distances.items() if name != "given")
     if outcome.chosen == "given":
-        notes.append(f"{held} became {best:.4f} at best, so the network was left as it was")
+        notes.append(f"{held} became {best:.{digits}f} at best, so the network was left as it was")
     else:
         which = "averaged over the last steps" if outcome.chosen == "averaged" else "of the last step"
-        notes.append(f"{held} to {after:.4f}, with the weights {which}")
+        notes.append(f"{held} to {after:.{digits}f}, with the weights {which}")
     if outcome.cosines:
         notes.append(
-            f"cosine to the teacher's embedding, held-out: {outcome.cosines['given']:.4f} to"
-            f" {outcome.cosines[outcome.chosen]:.4f}"
+            f"cosine to the teacher's embedding, held-out: {outcome.cosines['given']:.{digits}f} to"
+            f" {outcome.cosines[outcome.chosen]:.{digits}f}"
         )
     return notes
 

@@ -44,7 +44,7 @@ def of_speech(fresh_tiny: Callable[..., torch.nn.Module]) -> Callable[..., Artif
 def figures(artifact: Artifact) -> tuple[float, float]:
     """Held-out cosine before and after."""
     note = next(note for note in artifact.history[-1].notes if note.startswith("cosine"))
-    before, after = re.findall(r"-?\d\.\d{4}", note)
+    before, after = re.findall(r"-?\d\.\d{4,6}", note)
     return float(before), float(after)
 
 
@@ -85,6 +85,16 @@ def test_each_term_alone_is_learned(pruned: Artifact, context: Context, settings
     first, last = (re.findall(r"(CE|KD|feature|relation|embedding) ([\d.e-]+)", line) for line in told)
     assert len(first) == len(last) == 1
     assert float(last[0][1]) < 0.9 * float(first[0][1])
+
+
+def test_with_qat_the_network_learns_rounded_and_is_given_back_in_float(tiny: Artifact, context: Context) -> None:
+    result = Distill(**QUICK | {"steps": 30, "learning_rate": 3e-4}, qat=True).run(tiny, context)  # its own teacher
+    before, after = figures(result)
+    assert before < 1  # rounded
+    assert after >= before
+    assert any("with 3 layers rounded as ptq rounds them" in note for note in result.history[-1].notes)
+    assert list(result.module.state_dict()) == list(tiny.module.state_dict())
+    assert result.precision == "fp32"
 
 
 def test_the_published_setting(pruned: Artifact, context: Context) -> None:
