@@ -15,6 +15,7 @@ from compress.passes import PTQ, Context
 from compress.quantization.placement import grid_of, round_weight
 from compress.runners import OnnxRuntimeRunner
 from compress.training.qat import RoundedWeight, Rounding, Unit, count_rounded, fake_quantized, plain, units_of
+from compress.vectors import cosine
 
 FRAMES = 120
 
@@ -49,6 +50,20 @@ def test_the_fake_quantized_network_gives_what_the_int8_graph_gives(
     near, far = distance(embed(rounded, features), int8), distance(embed(tiny.module, features), int8)
     assert near < 1e-3
     assert near < far / 4  # a grid beside it would be as far as the float network is
+
+
+@pytest.mark.slow
+def test_so_does_campplus(campplus: Artifact, campplus_onnx: Artifact, speech_features: list[np.ndarray]) -> None:
+    crops = np.stack([utterance[: min(map(len, speech_features))] for utterance in speech_features])
+    settings = PTQ(utterances=len(crops), equalize=False, bias_correction=False, reduce_range=False)
+    made = settings.run(campplus_onnx, Context(calibration=[lambda one=one: one for one in crops]))
+    int8 = np.concatenate([OnnxRuntimeRunner(made, 1).run(crop[None]) for crop in crops])
+    rounded = fake_quantized(campplus.module, torch.from_numpy(crops), bits=8)
+    assert count_rounded(rounded) == 224  # ptq's own count, in its notes
+    assert any(note.startswith("224 of 225 weighted operators in INT8") for note in made.history[-1].notes)
+    near, far = embed(rounded, crops), embed(campplus.module, crops)
+    assert min(cosine(a, b) for a, b in zip(near, int8, strict=True)) > 0.9998
+    assert distance(near, int8) < 0.8 * distance(far, int8)
 
 
 def test_the_tiny_network_is_seen_as_its_graph(tiny: Artifact, features: np.ndarray) -> None:
