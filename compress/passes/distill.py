@@ -37,7 +37,6 @@ FEWEST_UTTERANCES = 8
 HELD_OUT = 0.1  # of the utterances, within these bounds
 HELD_OUT_UTTERANCES = (2, 64)
 HELD_OUT_CROPS = 128
-RANGE_CROPS = 128  # of those learned from, whose extremes are the ranges of activations, with qat
 P_NOISE = 0.5  # of the utterances, where there is noise
 SNR_DB = (5.0, 25.0)
 
@@ -176,7 +175,7 @@ class Distill(Pass):
         schedule = Schedule(self.steps, self.batch_size, self.learning_rate, self.seed)
         student, rounded = artifact.module, []
         if self.qat:
-            student = fake_quantized(student, lesson.crops[:RANGE_CROPS])
+            student = fake_quantized(student, lesson.crops)
             rounded = [f"learned, and measured, with {count_rounded(student)} layers rounded as ptq rounds them"]
         outcome = distill(student, lesson, held_out, taps, self.objective, schedule, context.progress, self.device)
         notes = (*self.about(teacher, taps), heard, *rounded, *told(outcome, self))

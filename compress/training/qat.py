@@ -23,6 +23,7 @@ BatchNorm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d
 
 MOVES = ("squeeze", "unsqueeze", "reshape", "view", "flatten", "transpose", "permute", "contiguous")
 LONG_FRAMES = 600  # of the traced example: what has one frame here has one in every utterance
+RANGE_CROPS = 128  # whose extremes are the ranges of activations
 BATCH = 16  # crops at a time
 
 
@@ -46,8 +47,8 @@ class Unit:
 def fake_quantized(model: nn.Module, crops: Tensor, bits: int | None = None) -> nn.Module:
     """Copy a network to one that computes with rounded weights and activations.
 
-    The ranges of activations are the extremes that the float network has on the crops, and stay. The copy has the same
-    parameters; what is learned there is taken out by :func:`plain`.
+    The ranges of activations are the extremes that the float network has on the first ``RANGE_CROPS`` crops, and stay.
+    The copy has the same parameters; what is learned there is taken out by :func:`plain`.
 
     Args:
         model: In eval mode; its batch norms have to stay in it.
@@ -63,7 +64,7 @@ def fake_quantized(model: nn.Module, crops: Tensor, bits: int | None = None) -> 
     units = units_of(rounded, crops[:1])
     if not units:
         raise ModelError("qat: the network has no convolution or linear layer that ptq quantizes.")
-    inputs, results = ranges_of(rounded, units, crops)
+    inputs, results = ranges_of(rounded, units, crops[:RANGE_CROPS])
     for unit in units:
         layer, norm = rounded.get_submodule(unit.layer), rounded.get_submodule(unit.norm) if unit.norm else None
         assert norm is None or isinstance(norm, BatchNorm)
