@@ -21,6 +21,7 @@ from compress.training.distiller import Lesson, Schedule
 from compress.training.finetuner import Change, Exam, Unfreezing, blocks_of, finetune, hold_back
 from compress.training.objective import Objective
 from compress.training.own_speech import OwnSpeech, read_exam
+from compress.training.qat import fake_quantized, plain
 from compress.training.teacher import answers_of
 from compress.units import format_interval, format_percent
 
@@ -42,9 +43,9 @@ class Finetune(Pass):
     held_back: float = 0.2  # share of each speaker's utterances, without trials
     keep: str | None = None  # data folder or trial list of an old domain, on which the EER must not rise
     keep_points: float = 0.5  # by more than so many points
-    crops: int = 1000  # pieces of utterances to learn from
+    crops: int = 500  # pieces of utterances to learn from
     crop_s: float = 2.0  # seconds of audio in a crop
-    steps: int = 120
+    steps: int = 100
     batch_size: int = 16
     learning_rate: float = 2e-4  # of the last layer
     blocks: int = 4  # parts below the last layer that start to learn one after the other
@@ -56,6 +57,7 @@ class Finetune(Pass):
     scale: float = 32.0  # of the cosines to class centers
     augment: bool = True  # filters, rooms and babble, where there is audio
     noise: str | None = None  # recordings to add to half of the crops, in the form of wav.scp
+    qat: bool = False  # learn with weights and activations rounded as the pass ptq will round them
     device: str = "cpu"  # or cuda
     seed: int = 1
 
@@ -167,7 +169,7 @@ class Finetune(Pass):
         before = [exam.scores(artifact.module, cmn, context.progress) for exam in exams]
         answers = answers_of(artifact, crops, [], context.threads, context.progress)
         learned = finetune(
-            artifact.module,
+            fake_quantized(artifact.module, crops) if self.qat else artifact.module,
             Lesson(crops, answers, labels),
             self.objective,
             self.unfreezing,
@@ -188,7 +190,7 @@ class Finetune(Pass):
                 artifact.module, self.step(*notes, f"refused, the network is as it was: {refusal}")
             )
             raise UnmetBudgetError(f"finetune: {refusal} {_ADVICE}", kept)
-        return artifact.with_model(learned.average, self.step(*notes))
+        return artifact.with_model(plain(learned.average), self.step(*notes))
 
     def refusal(self, changes: Sequence[Change]) -> str | None:
         """Why what was learned is not taken, if it is not."""

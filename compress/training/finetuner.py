@@ -225,7 +225,8 @@ def finetune(
     """
     model = copy.deepcopy(given)
     groups = unfreezing.groups(blocks_of(model, lesson.crops[:1], unfreezing.blocks), schedule.steps)
-    learner = Learner(model.to(device), objective, [], lesson, device)
+    with torch.random.fork_rng(devices=[]):
+        learner = Learner(model.to(device), objective, [], lesson, device)
     head = Group([*learner.heads.parameters()], HEAD_RATE)
     learned = learn(learner, [head, *groups], schedule, progress, "fine-tuning")
     learned.average.cpu()
