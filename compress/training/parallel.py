@@ -54,7 +54,7 @@ class Processes:
         return model
 
     def wrapped(self, module: nn.Module) -> nn.Module:
-        """Give a module whose gradients are averaged over the processes."""
+        """Give a module whose gradients are averaged over the processes; its forward must use all parameters."""
         return module
 
     def alone(self, module: nn.Module) -> AbstractContextManager[Any]:
@@ -87,13 +87,11 @@ class Group(Processes):
     def __init__(self, device: str) -> None:
         try:
             from accelerate import Accelerator
-            from accelerate.utils import DistributedDataParallelKwargs
         except ImportError:
             raise MachineError(
                 "several processes need accelerate, and it is not installed. pip install speech-compress[parallel]"
             ) from None
-        unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # a classifier without its term
-        self.accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
+        self.accelerator = Accelerator(cpu=device == "cpu")
         self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
 
     def common(self, model: nn.Module) -> nn.Module:
@@ -151,7 +149,7 @@ class CommonBatchNorm(nn.modules.batchnorm._BatchNorm):
         """Normalise (batch, channels, ...), and move the running statistics towards the batch's."""
         if not self.training or self.momentum is None or not self.track_running_stats:
             return super().forward(input)
-        x = input.float()
+        x = input.double() if input.dtype == torch.float64 else input.float()
         others = [axis for axis in range(x.dim()) if axis != 1]
         variance, mean = torch.var_mean(x, others, correction=0)
         means, variances = self.gathered(torch.stack([mean, variance])).unbind(1)
@@ -172,12 +170,26 @@ class CommonBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def gathered(self, values: Tensor) -> Tensor:
         """The values of each process, (processes, ...), through which gradients flow back to all."""
-        from torch.distributed.nn.functional import all_reduce
-
-        mine = torch.zeros(self.processes.count, device=values.device)
+        mine = torch.zeros(self.processes.count, dtype=values.dtype, device=values.device)
         mine[self.processes.rank] = 1.0
-        found: Tensor = all_reduce(mine.view(-1, *[1] * values.dim()) * values)  # type: ignore[no-untyped-call]
+        found: Tensor = Sum.apply(mine.view(-1, *[1] * values.dim()) * values)  # type: ignore[no-untyped-call]
         return found
+
+
+class Sum(torch.autograd.Function):
+    """The sum over the processes, whose gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        """Add up."""
+        total = values.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Add up, too: every process's loss depends on the sum."""
+        return Sum.forward(ctx, gradients[0])
 
 
 def join_processes(device: str) -> Processes:

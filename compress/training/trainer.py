@@ -117,7 +117,8 @@ class Losses(nn.Module):
         self, model: nn.Module, classifier: AAMSoftmax, tutor: Tutor | None, recipe: Recipe, device: str
     ) -> None:
         super().__init__()
-        self.model, self.classifier = model, classifier
+        self.model = model
+        self.classifier = classifier.requires_grad_(recipe.objective.needs_speakers)
         self.heads = tutor.comparison if tutor else nn.Module()
         self.tutor, self.recipe, self.device = tutor, recipe, device
 
