@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compress.artifact import Artifact
 from compress.errors import SettingError
 from compress.training.parallel import ALONE, CommonBatchNorm, Processes
 from compress.training.recipe import Recipe
@@ -170,6 +171,33 @@ def test_common_batch_norm_of_one_process_is_batch_norm(
     for name, value in norm.state_dict().items():
         torch.testing.assert_close(common.state_dict()[name], value, msg=name)
     torch.testing.assert_close(common.eval()(x), norm.eval()(x))
+
+
+@pytest.mark.slow
+def test_torchrun_trains_as_one_process_does(speech_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "{model: ecapa_tdnn, arguments: {embedding_size: 16, channels: [32, 32, 32, 32, 96]}, steps: 6, final_steps: 2,"
+        " batch_size: 4, crop_s: 0.3, final_crop_s: 0.4, final_margin: 0.3, warmup_steps: 2, margin_steps: [1, 4],"
+        " speeds_from_step: 3, optimizer: sgd, learning_rate: 0.001, precision: fp32}"
+    )
+    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2"]
+    for name, start in (("one", [sys.executable]), ("two", torchrun)):
+        command = [*start, "-m", "compress", "train", str(tmp_path / "recipe.yaml"), "--data", str(speech_folder)]
+        done = subprocess.run(
+            [*command, "--out", str(tmp_path / name), "--threads", "1"],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Measure it with") == 1
+    for stage, count in (("3-base", 4), ("4-finetune", 2)):
+        one, two = (read_log(tmp_path / name / stage / "train.jsonl") for name in ("one", "two"))
+        assert [line["step"] for line in two] == [line["step"] for line in one]
+        assert len(two) == count
+        assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], abs=1e-3)
+    assert Artifact.load(tmp_path / "two" / "model").params == Artifact.load(tmp_path / "one" / "model").params
 
 
 if __name__ == "__main__":
