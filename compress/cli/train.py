@@ -89,7 +89,8 @@ def train_command(
         trained = replace(trained, model=trained.module.half())
     trained.save(out / "model")
     click.echo(f"{out / 'model'}: {trained.params:,} parameters, {trained.size_bytes:,} bytes. Measure it with")
-    click.echo(f"    compress eval {out / 'model'} --data {dev or 'DIR'}")
+    chosen = f" --trials {trials}" if trials else ""
+    click.echo(f"    compress eval {out / 'model'} --data {dev or 'DIR'}{chosen}")
 
 
 def read_share(text: str) -> float:

@@ -337,6 +337,47 @@ def test_the_eer_on_dev_data_is_watched(cli: Callable, arguments: list[str], own
     code, out, err = cli(*arguments, "--dev", dev, "--trials", "trials_hard")
     assert code == 0, err
     assert "dev EER" in err
-    assert f"compress eval {tmp_path / 'out' / 'model'} --data {dev}" in out
+    assert f"compress eval {tmp_path / 'out' / 'model'} --data {dev} --trials trials_hard" in out
     last = json.loads((tmp_path / "out" / "4-finetune" / "train.jsonl").read_text().splitlines()[-1])
     assert 0 <= last["dev_eer"] <= 1
+
+
+def test_stored_features_of_shards_are_trained_on_and_computed_again_where_they_are_missing(
+    cli: Callable, arguments: list[str], recipe: Path, trained: Path, tmp_path: Path
+) -> None:
+    recipe.write_text(RECIPE + "features: stored\ncopies: 2\nspeeds: [1.0, 0.9]\n")
+    arguments[arguments.index("--data") + 1] = str(trained / "1-data")
+    arguments[arguments.index("--out") + 1] = str(tmp_path / "second")
+    assert cli(*arguments).code == 0
+    files = sorted((tmp_path / "second" / "2-features").glob("*.npy"))
+    assert [path.name for path in files] == [
+        f"features-000000-speed{speed}-copy{copy}.npy" for speed in (0, 1) for copy in (0, 1)
+    ]
+    whole = files[1].read_bytes()
+    files[1].unlink()
+    code, _, err = cli(*arguments, "--resume")
+    assert code == 2
+    assert f"{files[1]} is missing; stage 2 left {len(whole)}. Start there anew with --stage 2." in err
+    (tmp_path / "second" / "2-features" / "done.json").unlink()  # as if it had been killed there
+    code, _, err = cli(*arguments, "--resume")
+    assert code == 0
+    assert "storing features: 1 done" in err
+    assert files[1].read_bytes() == whole
+    assert err.count("done before") == 3
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(arguments: list[str], recipe: Path, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    recipe.write_text(RECIPE.replace("batch_size: 2", "batch_size: 4"))
+    losses = []
+    for count in (1, 2):
+        arguments[arguments.index("--out") + 1] = str(tmp_path / str(count))
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "-m", "compress"]
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("stage 1 of 4, data") == 1
+        logs = [tmp_path / str(count) / stage / "train.jsonl" for stage in ("3-base", "4-finetune")]
+        losses.append([json.loads(line)["loss"] for log in logs for line in log.read_text().splitlines()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert Artifact.load(tmp_path / "2" / "model").embedding_size == 16
