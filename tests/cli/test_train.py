@@ -364,20 +364,3 @@ def test_stored_features_of_shards_are_trained_on_and_computed_again_where_they_
     assert "storing features: 1 done" in err
     assert files[1].read_bytes() == whole
     assert err.count("done before") == 3
-
-
-@pytest.mark.slow
-def test_two_processes_train_what_one_does(arguments: list[str], recipe: Path, tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
-    recipe.write_text(RECIPE.replace("batch_size: 2", "batch_size: 4"))
-    losses = []
-    for count in (1, 2):
-        arguments[arguments.index("--out") + 1] = str(tmp_path / str(count))
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "-m", "compress"]
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count("stage 1 of 4, data") == 1
-        logs = [tmp_path / str(count) / stage / "train.jsonl" for stage in ("3-base", "4-finetune")]
-        losses.append([json.loads(line)["loss"] for log in logs for line in log.read_text().splitlines()])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert Artifact.load(tmp_path / "2" / "model").embedding_size == 16
