@@ -2,8 +2,9 @@
 
 Every process has the whole network and computes its share of each batch; DistributedDataParallel averages the
 gradients. A batch is decided by its step and has the same crops for any number of processes, and batch norm takes the
-statistics of the whole batch. So a training gives what it gives in one process, up to the rounding of sums; only terms
-that compare the crops of a batch with each other (``delta``) see those of one process.
+statistics of the whole batch. So a training gives what it gives in one process, up to the rounding of sums, which a
+network at the start of its training makes larger from step to step; only terms that compare the crops of a batch with
+each other (``delta``) see those of one process.
 
 The processes are set up by Hugging Face Accelerate. It reads what ``torchrun`` leaves in the environment as it reads
 what its own ``accelerate launch`` leaves, and takes networks and loops as they are. Lightning Fabric does the same, but

@@ -375,6 +375,13 @@ def train(
     except KeyboardInterrupt:  # between two steps; after anything else, a step may be half done
         state.save(checkpoint)
         raise
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise MachineError(
+            f"a process that makes batches was killed after step {state.step}, as a machine does when its memory is"
+            f" full. Go on with --resume and fewer --workers than {workers}."
+        ) from error
     state.save(checkpoint)
 
 

@@ -179,13 +179,15 @@ def plot_curves(logs: Sequence[Path], path: Path) -> str:
     """Draw losses, accuracy, margin, learning rate and dev EER over the steps; returns what there is to say of it."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import PercentFormatter
     except ImportError:
         return "curves are drawn where matplotlib is installed: pip install speech-compress[plots]"
     lines = read_logs(logs)
     if not lines:
         return "there are no figures to draw curves of"
-    names = sorted({name for line in lines for name in line} - set(NO_TERMS), key=lambda name: (name != "loss", name))
-    panels = [("loss", names), ("accuracy", ["accuracy"]), ("dev EER", ["dev_eer"])]
+    names = sorted({name for line in lines for name in line} - {"loss", *NO_TERMS})
+    losses = ["loss", *names] if len(names) > 1 else ["loss"]
+    panels = [("loss", losses), ("accuracy", ["accuracy"]), ("dev EER", ["dev_eer"])]
     panels += [("margin", ["margin"]), ("learning rate", ["learning_rate"])]
     shown = [(title, keys) for title, keys in panels if any(key in line for line in lines for key in keys)]
     figure = Figure(figsize=(8, 2 * len(shown)), layout="constrained")
@@ -196,7 +198,9 @@ def plot_curves(logs: Sequence[Path], path: Path) -> str:
             axis.plot(*zip(*points, strict=True), label=key, marker="." if len(points) < 50 else "", linewidth=1)
         axis.set_ylabel(title)
         axis.grid(alpha=0.3)
-        if len(keys) > 2:
+        if title in ("accuracy", "dev EER"):
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+        if len(keys) > 1:
             axis.legend()
     axes[-1].set_xlabel("step")
     with replaced_file(path) as temporary:
