@@ -269,7 +269,10 @@ def train_base(
     state.origin["recipe"] = to_yaml(recipe)
     with state.processes.first_alone():
         work = stage.enter(plan, progress)
-    if not load_checkpoint(state, stage, progress) and initial:
+    reached = load_checkpoint(state, stage)
+    if work and reached:
+        progress.say(f"going on after step {state.step}")
+    elif work and initial:
         state.start_from(initial, crops)
         progress.say(f"starting from the weights of {plan.init}")
     end = plan.recipe.steps - plan.recipe.final_steps
@@ -295,7 +298,8 @@ def finetune(
     state.origin["recipe"] = to_yaml(plan.recipe)
     with state.processes.first_alone():
         work = stage.enter(plan, progress)
-    load_checkpoint(state, stage, progress)
+    if load_checkpoint(state, stage) and work:
+        progress.say(f"going on after step {state.step}")
     if work:
         with watch() as report:
             train(state, plan.recipe, crops, stage.folder, report, workers=plan.workers, measure=measure)
@@ -305,13 +309,12 @@ def finetune(
             stage.finish(["checkpoint.pt"], {"steps": state.step})
 
 
-def load_checkpoint(state: State, stage: Stage, progress: Progress) -> bool:
+def load_checkpoint(state: State, stage: Stage) -> bool:
     """Load what the stage has reached, if anything."""
     checkpoint = stage.folder / "checkpoint.pt"
     if not checkpoint.is_file():
         return False
     state.load(checkpoint)
-    progress.say(f"going on after step {state.step}")
     return True
 
 

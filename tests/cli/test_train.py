@@ -98,6 +98,17 @@ def test_training_writes_four_stages_an_artifact_its_recipe_and_logs(
         assert f"stage {number} of 4, {title}" in err
 
 
+@pytest.mark.parametrize("final", [0, 3])
+def test_either_training_stage_may_have_no_steps(
+    cli: Callable, arguments: list[str], recipe: Path, tmp_path: Path, final: int
+) -> None:
+    recipe.write_text(RECIPE.replace("final_steps: 1", f"final_steps: {final}"))
+    assert cli(*arguments).code == 0
+    steps = [json.loads((tmp_path / "out" / stage / "done.json").read_text())["figures"] for stage in STAGES[2:]]
+    assert steps == [{"steps": 3 - final}, {"steps": 3}]
+    assert cli(*arguments, "--resume").err.count("done before") == 4
+
+
 def test_a_training_starts_from_given_weights(
     cli: Callable, arguments: list[str], trained: Path, tmp_path: Path
 ) -> None:
@@ -132,6 +143,7 @@ def test_a_training_is_gone_on_with_only_by_resume(
     code, out, err = cli(*arguments, "--resume")
     assert code == 0
     assert err.count("done before") == 4
+    assert "going on" not in err
     assert (trained / "model" / "model.safetensors").read_bytes() == weights
 
 
