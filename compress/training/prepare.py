@@ -202,7 +202,7 @@ def write_shards(
     kind: str, parts: Sequence[Files | Tar], folder: Path, workers: int, progress: Progress
 ) -> list[Shard]:
     """Decode all parts, those that are not there already, in several processes."""
-    tasks = [(part, folder / shard_name(kind, number), number * PER_SHARD) for number, part in enumerate(parts)]
+    tasks = [(part, folder / shard_name(kind, number), number) for number, part in enumerate(parts)]
     done = in_processes(write_part, tasks, workers)
     shards = list(progress.track(done, f"decoding {kind}", len(tasks)))
     for path in folder.glob(f"{kind}-*"):  # of a longer list, at an earlier try
@@ -222,14 +222,14 @@ def in_processes(make: Callable[[T], R], tasks: Sequence[T], workers: int) -> It
 
 def write_part(task: tuple[Files | Tar, Path, int]) -> Shard:
     """Decode a part and write its shard and, beside it, what is in there; an earlier one of the same files is kept."""
-    part, path, first = task
+    part, path, number = task
     beside, key = path.with_suffix(".json"), part.key()
     if beside.is_file() and path.is_file():
         told = read_json(beside)
         if told["key"] == key and told["bytes"] == path.stat().st_size:
             return Shard([Entry(*entry) for entry in told["entries"]], [tuple(bad) for bad in told["unreadable"]])
     unreadable: list[tuple[str, str, str]] = []
-    entries = write_shard(path, readable(part.read(), unreadable), first)
+    entries = write_shard(path, readable(part.read(), unreadable), number)
     told = {"key": key, "bytes": path.stat().st_size, "entries": entries, "unreadable": unreadable}
     write_json(beside, told)
     return Shard(entries, unreadable)

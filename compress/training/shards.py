@@ -1,7 +1,7 @@
 """Recordings in tar files that need not fit in memory.
 
 The layout is WebDataset's: the files of a sample follow each other and share the name before the first dot,
-``000000012.wav`` (mono, 16 kHz, 16 bits, not compressed) and ``000000012.json`` (its utterance and speaker). An index
+``000000-000012.wav`` (mono, 16 kHz, 16 bits, not compressed) and ``000000-000012.json`` (its utterance and speaker). An index
 tells where the samples of each recording lie, so that any of them is read by its number from the mapped file, and
 nothing is decoded.
 """
@@ -51,13 +51,13 @@ def shard_name(kind: str, number: int) -> str:
     return f"{kind}-{number:06d}.tar"
 
 
-def write_shard(path: Path, recordings: Iterable[tuple[str, str, PCM]], first: int) -> list[Entry]:
+def write_shard(path: Path, recordings: Iterable[tuple[str, str, PCM]], shard: int) -> list[Entry]:
     """Write a shard, whole or not at all.
 
     Args:
         path: The tar file.
         recordings: Utterance, speaker and samples of each.
-        first: Number of the first; a sample is named by its number, since names may hold dots.
+        shard: Its number; a sample is named by that and its own number, since utterances' names may hold dots.
 
     Raises:
         MachineError: If the disk is full.
@@ -65,10 +65,10 @@ def write_shard(path: Path, recordings: Iterable[tuple[str, str, PCM]], first: i
     told: list[tuple[str, str, int, str]] = []
     with replaced_file(path) as temporary:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for number, (utterance, speaker, samples) in enumerate(recordings, first):
+            for number, (utterance, speaker, samples) in enumerate(recordings):
                 described = {"utterance": utterance, "speaker": speaker, "duration_s": len(samples) / SAMPLE_RATE}
                 for suffix, data in (("wav", wav_of(samples)), ("json", json.dumps(described).encode())):
-                    member = tarfile.TarInfo(f"{number:09d}.{suffix}")
+                    member = tarfile.TarInfo(f"{shard:06d}-{number:06d}.{suffix}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
                 told.append((utterance, speaker, len(samples), sha256_of(samples.tobytes())))

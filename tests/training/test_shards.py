@@ -26,7 +26,7 @@ def recordings(lengths: list[int], seed: int = 0) -> list[tuple[str, str, PCM]]:
 
 def write(folder: Path, shards: list[list[tuple[str, str, PCM]]]) -> None:
     speakers = sorted({speaker for shard in shards for _, speaker, _ in shard})
-    entries = [write_shard(folder / shard_name("speech", i), shard, 1000 * i) for i, shard in enumerate(shards)]
+    entries = [write_shard(folder / shard_name("speech", i), shard, i) for i, shard in enumerate(shards)]
     write_index(folder / "speech.npy", entries, speakers)
 
 
@@ -66,9 +66,9 @@ def test_a_shard_has_the_layout_that_others_read(tmp_path: Path) -> None:
     (entry, _) = write_shard(tmp_path / "a.tar", recordings([400, 500]), 7)
     with tarfile.open(tmp_path / "a.tar") as tar:
         names = tar.getnames()
-        samples, rate = soundfile.read(tar.extractfile("000000007.wav"), dtype="int16")
-        told = json.load(tar.extractfile("000000007.json"))
-    assert names == ["000000007.wav", "000000007.json", "000000008.wav", "000000008.json"]
+        samples, rate = soundfile.read(tar.extractfile("000007-000000.wav"), dtype="int16")
+        told = json.load(tar.extractfile("000007-000000.json"))
+    assert names == ["000007-000000.wav", "000007-000000.json", "000007-000001.wav", "000007-000001.json"]
     assert told == {"utterance": "utt.0/a", "speaker": "speaker 0", "duration_s": 0.025}
     assert rate == 16000
     assert np.array_equal(samples, recordings([400])[0][2])
