@@ -1,9 +1,9 @@
 """Recordings in tar files that need not fit in memory.
 
 The layout is WebDataset's: the files of a sample follow each other and share the name before the first dot,
-``000000-000012.wav`` (mono, 16 kHz, 16 bits, not compressed) and ``000000-000012.json`` (its utterance and speaker). An index
-tells where the samples of each recording lie, so that any of them is read by its number from the mapped file, and
-nothing is decoded.
+``000000-000012.wav`` (mono, 16 kHz, 16 bits, not compressed) and ``000000-000012.json`` (its utterance and speaker).
+An index tells where the samples of each recording lie, so that any of them is read by its number from the mapped file,
+and nothing is decoded.
 """
 
 import io
