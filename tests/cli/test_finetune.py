@@ -58,11 +58,7 @@ def test_what_is_refused_is_the_model_as_it_was_and_the_exit_code_tells(
 
 
 @pytest.mark.slow
-def test_a_run_with_finetune_is_resumed(
-    cli: Callable, small_campplus: Artifact, speech_folder: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "small"
-    small_campplus.save(folder)
+def test_a_run_with_finetune_is_resumed(cli: Callable, folder: Path, speech_folder: Path, tmp_path: Path) -> None:
     settings = {
         "prune.ratio": 0.4,
         "prune.scope": "uniform",
