@@ -88,9 +88,10 @@ def list_speech(data: str) -> list[Files] | list[Tar]:
         InputError: If the folder is neither, an utterance has no speaker, or a data folder has only one speaker.
     """
     root = Path(data)
-    tars = sorted(root.glob("*.tar")) if root.is_dir() and not (root / "wav.scp").is_file() else []
-    if tars:
-        return [Tar(path) for path in tars]
+    if root.is_dir() and not (root / "wav.scp").is_file():
+        tars = sorted(root.glob("speech-*.tar")) or sorted(root.glob("*.tar"))  # of a first stage, without its noise
+        if tars:
+            return [Tar(path) for path in tars]
     folder = DataFolder.read(root)
     listed = [Listed(name, folder.speaker(name), path) for name, path in folder.paths.items()]
     speakers = {one.speaker for one in listed}
