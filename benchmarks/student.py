@@ -33,8 +33,9 @@ from compress.evaluation.speakers import Verification, measure
 from compress.passes.base import Array
 from compress.passes.distill import PRESETS
 from compress.runners import open_runner
-from compress.training.corpus import load_noise, load_speech
+from compress.training.corpus import Corpus
 from compress.training.objective import Objective
+from compress.training.prepare import list_noise, list_speech, prepare
 from compress.training.recipe import Recipe, build_network
 from compress.training.teacher import Answers
 from compress.training.trainer import Crops, State, num_speeds, train_step
@@ -124,9 +125,12 @@ def students(
     bars: Bars,
 ) -> None:
     """Train the student of every row on the same crops, and store them."""
-    corpus = DataFolder.read(BENCH_DATA / "speechocean762" / "train")
-    utterances, speakers = load_speech(corpus, bars)
-    crops = Crops(recipe, utterances, speakers, load_noise(BENCH_DATA / "noise" / "esc10" / "wav.scp", bars))
+    data = folder.parent / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    speech, noise = BENCH_DATA / "speechocean762" / "train", BENCH_DATA / "noise" / "esc10" / "wav.scp"
+    prepare(list_speech(str(speech)), list_noise(noise), data, None, 0.0, workers, bars)
+    corpus = Corpus.open(data)
+    crops = Crops(recipe, corpus.utterances, corpus.speakers, corpus.noises)
     torch.manual_seed(recipe.seed)
     model = build_network(recipe)
     width = Artifact.from_module(model).embedding_size
