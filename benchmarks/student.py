@@ -14,6 +14,7 @@ learned. What a seed gave is stored in --out, so that an interrupted run goes on
 import copy
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,7 +32,6 @@ from compress.cli.display import Bars
 from compress.data import DataFolder
 from compress.evaluation.speakers import Verification, measure
 from compress.passes.base import Array
-from compress.passes.distill import PRESETS
 from compress.runners import open_runner
 from compress.training.corpus import Corpus
 from compress.training.objective import Objective
@@ -50,17 +50,15 @@ ROWS: Mapping[str, Objective] = {
     "labels, relations": Objective(alpha=1.0, delta=20.0),
     "labels, embeddings": Objective(alpha=1.0, embedding=10.0),
     "all of these": Objective(alpha=1.0, beta=0.7, gamma=5.0, delta=20.0, embedding=10.0),
-    "soft labels and features as published": Objective(**PRESETS["published"]),
-    "without labels: relations, embeddings": Objective(delta=20.0, embedding=10.0),
 }
 STUDENT = Recipe(
     model="ecapa_tdnn",
     arguments={"embedding_size": 192, "channels": [128, 128, 128, 128, 384]},
-    steps=1200,
-    final_steps=150,
+    steps=1000,
+    final_steps=120,
     learning_rate=2e-3,
     warmup_steps=100,
-    margin_steps=(200, 700),
+    margin_steps=(200, 600),
     speeds_from_step=200,
 )
 
@@ -97,7 +95,7 @@ def main(
     torch.set_num_threads(threads)
     bars = Bars()
     asked = {name: objective for i, (name, objective) in enumerate(ROWS.items()) if str(i) in rows.split(",")}
-    recipe = replace(STUDENT, steps=steps)
+    recipe = replace(STUDENT, steps=steps, final_steps=min(steps, STUDENT.final_steps))
     for seed in seeds.split(","):
         folder = out / f"seed-{seed}"
         missing = {name: asked[name] for name in asked if not student_folder(folder, name).exists()}
@@ -178,16 +176,17 @@ def section(rows: list[str], folders: list[Path], teacher: str, recipe: Recipe, 
     """The table: a row for every objective, a column for every seed."""
     data = Verification.read(DataFolder.read(BENCH_DATA / "speechocean762" / "dev"), TRIALS)
     tutor, student = Artifact.open(teacher), Artifact.open(str(student_folder(folders[0], rows[0])))
-    theirs = measure(data, embeddings(data, tutor, bars, "teacher"))
-    baselines = [embeddings(data, Artifact.open(str(student_folder(f, LABELS))), bars, f.name) for f in folders]
+    heard = features(data, tutor, bars)
+    theirs = measure(data, embeddings(heard, tutor))
+    baselines = [embeddings(heard, Artifact.open(str(student_folder(folder, LABELS)))) for folder in folders]
     of_teacher = f"{format_percent(theirs.eer)} ({format_interval(theirs.eer_ci95)})"
     cells, notes = [["the teacher itself", *["–"] * len(folders), of_teacher, "–"]], []
     mean_of_labels = 0.0
     for row in rows:
         found = []
         for folder, baseline in zip(folders, baselines, strict=True):
-            own = embeddings(data, Artifact.open(str(student_folder(folder, row))), bars, f"{folder.name}, {row}")
-            found.append(measure(data, own, baseline))
+            found.append(measure(data, embeddings(heard, Artifact.open(str(student_folder(folder, row)))), baseline))
+            bars.say(f"{folder.name}, {row}: EER {format_percent(found[-1].eer)}")
         mean = float(np.mean([figures.eer for figures in found]))
         if row == LABELS:
             mean_of_labels = mean
@@ -222,9 +221,18 @@ def weighed(objective: Objective) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in named.items() if value)
 
 
-def embeddings(data: Verification, artifact: Artifact, bars: Bars, name: str) -> Array:
-    """What a network gives for the utterances of the trials."""
-    return data.embed(open_runner(artifact, threads=1), bars, name)
+def features(data: Verification, artifact: Artifact, bars: Bars) -> list[Array]:
+    """Features (1, frames, num_mel_bins) of the utterances of the trials: all networks here take the same."""
+    front_end, names = artifact.front_end, data.trials.utterances
+    heard = bars.track(names, "features")
+    return [front_end(data.folder.waveform(name, front_end.sample_rate))[None] for name in heard]
+
+
+def embeddings(heard: list[Array], artifact: Artifact) -> Array:
+    """What a network gives for each utterance: (utterances, embedding_size)."""
+    runner = open_runner(artifact, threads=1)
+    with ThreadPoolExecutor(machine.cores()) as pool:
+        return np.concatenate(list(pool.map(runner.run, heard)))
 
 
 if __name__ == "__main__":
