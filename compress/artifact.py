@@ -28,7 +28,7 @@ from compress.surgery import count_macs, count_parameters, resize_to
 
 SCHEMA = 1
 TASKS = ("sv", "vad", "asr")
-COHORT = "cohort.npy"  # beside artifact.json, where its decision normalizes scores
+COHORTS = "cohort-*.npy"  # beside artifact.json, where its decision normalizes scores
 MACS_SECONDS = 3.0  # MACs are counted on this much audio and told per second
 
 Array = NDArray[np.float32]
@@ -458,23 +458,28 @@ def store_decision(folder: Path, decision: Decision) -> None:
     """Write a decision into an artifact folder, in place of an older one; the other files stay as they are."""
     _write_cohort(folder, decision)
     write_json(folder / "artifact.json", {**read_json(folder / "artifact.json"), "decision": decision.record()})
+    for path in folder.glob(COHORTS):
+        if decision.cohort is None or path.name != decision.cohort.file_name:
+            path.unlink()
 
 
 def _write_cohort(folder: Path, decision: Decision | None) -> None:
-    if decision is None or decision.cohort is None:
-        (folder / COHORT).unlink(missing_ok=True)
-        return
-    with replaced_file(folder / COHORT) as temporary, temporary.open("wb") as stream:
-        np.save(stream, decision.cohort.embeddings)
+    if decision is not None and decision.cohort is not None:
+        with replaced_file(folder / decision.cohort.file_name) as temporary, temporary.open("wb") as stream:
+            np.save(stream, decision.cohort.embeddings)
 
 
 def _read_decision(folder: Path, record: Mapping[str, Any] | None) -> Decision | None:
     if record is None:
         return None
+    cohort = record["cohort"]
     try:
-        embeddings = np.load(folder / COHORT, allow_pickle=False) if record["cohort"] else None
+        embeddings = np.load(folder / cohort["file"], allow_pickle=False) if cohort else None
     except (OSError, EOFError, ValueError) as error:
-        raise ModelError(f"{folder / COHORT} cannot be read ({error}). Fit the thresholds again.") from error
+        raise ModelError(
+            f"{folder / cohort['file']} cannot be read ({error}). Set `decision` in {folder / 'artifact.json'} to null,"
+            " and fit the thresholds again with `compress threshold`."
+        ) from error
     return Decision.of_record(record, embeddings)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import InputError, ModelError, SettingError, unknown_name
+from compress.files import sha256_of
 from compress.verification import length_normalize
 
 Array: TypeAlias = NDArray[np.floating[Any]]
@@ -33,6 +34,11 @@ class Cohort:
     embeddings: NDArray[np.float32]
     top_n: int
     data: str
+
+    @property
+    def file_name(self) -> str:
+        """Of the embeddings beside ``artifact.json``: others lie in another file, so neither replaces the other."""
+        return f"cohort-{sha256_of(np.ascontiguousarray(self.embeddings).tobytes())[:8]}.npy"
 
     def __post_init__(self) -> None:
         speakers = len(self.embeddings)
@@ -230,6 +236,7 @@ class Decision:
     def record(self) -> dict[str, Any]:
         """Everything but the cohort's embeddings, as JSON holds it."""
         cohort = self.cohort and {
+            "file": self.cohort.file_name,
             "speakers": len(self.cohort.embeddings),
             "top_n": self.cohort.top_n,
             "data": self.cohort.data,

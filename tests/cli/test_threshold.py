@@ -108,12 +108,29 @@ def test_a_pass_drops_the_decision(cli: Callable, artifact: Path, speech_folder:
 def test_a_damaged_cohort_is_named(cli: Callable, artifact: Path, voices: Path, speech_folder: Path) -> None:
     few = ("--cohort", voices, "--cohort-utterances", 1)
     assert cli("threshold", artifact, "--data", speech_folder, *few, *QUICK)[0] == 0
-    (artifact / "cohort.npy").write_bytes(b"x")
+    (cohort,) = artifact.glob("cohort-*.npy")
+    cohort.write_bytes(b"x")
     code, _, err = cli("eval", artifact)
     assert code == 2
-    assert "cohort.npy cannot be read" in err
-    np.save(artifact / "cohort.npy", np.ones((3, 24), np.float32))
+    assert f"{cohort.name} cannot be read" in err
+    assert "to null, and fit the thresholds again" in err
+    np.save(cohort, np.ones((3, 24), np.float32))
     assert "artifact.json is damaged (ValueError: the cohort's embeddings do not fit)" in cli("eval", artifact)[2]
+
+
+def test_another_cohort_takes_the_place_of_the_first(
+    cli: Callable, artifact: Path, voices: Path, speech_folder: Path
+) -> None:
+    found = []
+    for count in (1, 2):
+        few = ("--cohort", voices, "--cohort-utterances", count)
+        assert cli("threshold", artifact, "--data", speech_folder, *few, *QUICK)[0] == 0
+        found.append([path.name for path in artifact.glob("cohort-*.npy")])
+    assert [len(names) for names in found] == [1, 1]
+    assert found[0] != found[1]
+    assert cli("threshold", artifact, "--data", speech_folder, *QUICK)[0] == 0
+    assert not list(artifact.glob("cohort-*.npy"))
+    assert Artifact.load(artifact).decision is not None
 
 
 @pytest.mark.parametrize(
