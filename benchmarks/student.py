@@ -36,7 +36,7 @@ from compress.runners import open_runner
 from compress.training.corpus import Corpus
 from compress.training.objective import Objective
 from compress.training.prepare import list_noise, list_speech, prepare
-from compress.training.recipe import Recipe, build_network
+from compress.training.recipe import Recipe, build_network, to_yaml
 from compress.training.teacher import Answers
 from compress.training.trainer import Crops, State, num_speeds, train_step
 from compress.training.tutor import Tutor, find_tutor
@@ -96,6 +96,7 @@ def main(
     bars = Bars()
     asked = {name: objective for i, (name, objective) in enumerate(ROWS.items()) if str(i) in rows.split(",")}
     recipe = replace(STUDENT, steps=steps, final_steps=min(steps, STUDENT.final_steps))
+    check_out(out, recipe, teacher)
     for seed in seeds.split(","):
         folder = out / f"seed-{seed}"
         missing = {name: asked[name] for name in asked if not student_folder(folder, name).exists()}
@@ -106,6 +107,16 @@ def main(
         click.echo(text)
     else:
         write_section("student", text)
+
+
+def check_out(out: Path, recipe: Recipe, teacher: str) -> None:
+    """Refuse a folder of students of another recipe, other objectives or another teacher."""
+    made_of = f"{to_yaml(recipe)}{dict(ROWS)}\n{Artifact.open(teacher).sha256}\n"
+    path = out / "made-of.txt"
+    if path.exists() and path.read_text() != made_of:
+        sys.exit(f"{out} holds students of another recipe, objective or teacher; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(made_of)
 
 
 def student_folder(folder: Path, row: str) -> Path:
