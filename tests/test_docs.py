@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from compress import passes as passes_module
 from compress.cli import main
 from compress.cli.run import read_config
 from compress.config import RunConfig, from_mapping, read_yaml
+from compress.data import DataFolder, embedded_data
 from compress.passes import OWN, Context, Pass, build, passes
+from compress.pipeline import plan
 from compress.table import FIELDS
 from compress.training.recipe import Recipe, read_recipe
 
@@ -129,6 +132,20 @@ def test_yaml_is_a_run_or_a_recipe(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: path.parent.name)
 def test_the_configurations_of_the_examples_load(path: Path) -> None:
     assert isinstance(from_mapping(read_yaml(path), path.name), RunConfig)
+
+
+def test_the_example_of_fine_tuning_can_be_planned(
+    speech_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names folders that its README makes: ``test`` with trials, ``own`` without; neither has a ``calib.scp``."""
+    speech = DataFolder.read(embedded_data()).calibration()
+    (tmp_path / "data" / "own").mkdir(parents=True)
+    lines = [f"{name} {path}\n" for name, path in speech.paths.items()]
+    (tmp_path / "data" / "own" / "wav.scp").write_text("".join(lines), "utf-8")
+    shutil.copytree(speech_folder, tmp_path / "data" / "test", ignore=shutil.ignore_patterns("calib.scp"))
+    monkeypatch.chdir(tmp_path)
+    planned = plan(read_config(EXAMPLES / "06-finetune-own-data" / "run.yaml", None, (), {}))
+    assert [step.folder.name for step in planned.steps][1:] == ["01-prune", "02-finetune", "03-onnx", "04-ptq"]
 
 
 def test_every_example_has_a_readme() -> None:
