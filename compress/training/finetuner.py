@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -98,6 +98,9 @@ def _around(name: str) -> list[str]:
 def hold_back(speakers: Sequence[str], share: float, rng: np.random.Generator) -> tuple[list[int], list[int]]:
     """Part utterances in those to learn from and those to test on: some of each speaker's, and whole speakers.
 
+    Where that would be more than ``MOST_HELD_BACK``, speakers are drawn of whom nothing is held back, and of a whole
+    one's utterances only as many are tested on as of the others; the rest are neither learned from nor tested on.
+
     Returns:
         Places of either kind, in order.
     """
@@ -105,16 +108,30 @@ def hold_back(speakers: Sequence[str], share: float, rng: np.random.Generator) -
     for place, speaker in enumerate(speakers):
         groups.setdefault(speaker, []).append(place)
     several = [name for name in sorted(groups) if len(groups[name]) > 1]
+    drawn: list[str] = rng.permutation(several).tolist()
     wanted = max(1, round(WHOLE_SPEAKERS * len(groups))) if len(several) >= FEWEST_SPEAKERS else 0
-    whole = set(rng.permutation(several)[:wanted].tolist())
-    held: list[int] = []
-    for name in sorted(groups):
-        own = groups[name]
-        some = max(2 if len(own) >= FEWEST_FOR_TWO else len(own) // 3, round(share * len(own)))
-        held += own if name in whole else rng.permutation(own)[: min(some, len(own) - 1)].tolist()
-    if len(held) > MOST_HELD_BACK:
-        held = [held[place] for place in np.linspace(0, len(held), MOST_HELD_BACK, endpoint=False).astype(int)]
-    return sorted(set(range(len(speakers))) - set(held)), sorted(held)
+    whole, partial = drawn[:wanted], drawn[wanted:]
+    tested = {name: len(groups[name]) for name in whole}
+    tested |= {name: _some(len(groups[name]), share) for name in partial}
+    if sum(tested.values()) > MOST_HELD_BACK:
+        some = _thinned(partial, tested, round((1 - WHOLE_SPEAKERS if whole else 1) * MOST_HELD_BACK))
+        tested = some | _thinned(whole, tested, MOST_HELD_BACK - sum(some.values()))
+        whole = [name for name in whole if name in tested]
+    held = [place for name in sorted(tested) for place in rng.permutation(groups[name])[: tested[name]].tolist()]
+    untouched = {place for name in whole for place in groups[name]}
+    return sorted(set(range(len(speakers))) - set(held) - untouched), sorted(held)
+
+
+def _some(count: int, share: float) -> int:
+    """How many of a speaker's utterances are held back, where others of them are learned from."""
+    return min(count - 1, max(2 if count >= FEWEST_FOR_TWO else count // 3, round(share * count)))
+
+
+def _thinned(names: Sequence[str], tested: Mapping[str, int], most: int) -> dict[str, int]:
+    """Take at most ``most`` utterances of the first speakers that have two or more, which make a target trial."""
+    chosen = [name for name in names if tested[name] > 1][: most // 2]
+    each = most // max(1, len(chosen))
+    return {name: min(each, tested[name]) for name in chosen}
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "resnet34": {"m_channels": 3},
 }
 SPEAKERS = [name for name, entry in ARCHITECTURES.items() if entry.task == "sv"]
-LAST = {"campplus": "xvector.dense", "tdnn_blstm": "embedding"}
 
 
 def small(name: str) -> nn.Module:
@@ -169,10 +168,21 @@ def test_what_is_held_back_is_part_of_each_speaker_and_some_whole_ones(
     assert again == (learned, held)
 
 
-def test_a_large_corpus_holds_back_a_bounded_number() -> None:
-    learned, held = hold_back([f"s{i // 50}" for i in range(5000)], 0.3, np.random.default_rng(0))
-    assert len(held) == 400
-    assert len(set(learned) | set(held)) == 5000
+@pytest.mark.parametrize(("speakers", "each"), [(3000, 10), (150, 10), (100, 50), (2, 3000), (3000, 3), (5000, 2)])
+def test_of_a_large_corpus_a_bounded_number_is_tested_on_and_of_each_speaker_two(speakers: int, each: int) -> None:
+    names = [f"s{i // each}" for i in range(speakers * each)]
+    learned, held = hold_back(names, 0.3, np.random.default_rng(0))
+    assert 200 <= len(held) <= 400
+    ours, theirs = (Counter(names[place] for place in places) for places in (learned, held))
+    assert not set(learned) & set(held)
+    assert min(theirs.values()) >= 2
+    whole = [name for name in theirs if name not in ours]
+    assert bool(whole) == (speakers > 2)
+    assert len(learned) + len(held) == len(names) - sum(each - theirs[name] for name in whole)
+    assert set(names) == set(ours) | set(whole)
+    enroll, test = np.triu_indices(len(held), 1)
+    speaker = np.array([names[place] for place in held])
+    assert 100 <= (speaker[enroll] == speaker[test]).sum() < len(enroll)
 
 
 def test_an_exam_is_all_pairs_and_tells_better_from_worse() -> None:
