@@ -1,8 +1,10 @@
 """The first stage of a training: every recording is decoded once, judged, and written to shards."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from compress.audio import read_audio
 from compress.data import DataFolder, Trials, read_scp
-from compress.errors import InputError
+from compress.errors import InputError, MachineError
 from compress.features import SAMPLE_RATE, num_frames
 from compress.files import read_json, sha256_of, write_json, write_text
 from compress.progress import Progress
@@ -19,6 +21,7 @@ from compress.training.corpus import to_pcm
 from compress.training.shards import Entry, Sample, read_shard, shard_name, write_index, write_shard
 
 PER_SHARD = 500  # utterances of a data folder
+ROUNDING = 1e-6  # of an utterance: a share such as 29% is not exact in binary
 SHOWN = 3  # of many names in an error
 LISTS = ("unreadable.txt", "findings.txt", "leaked.txt")  # what is wrong, for a person to read
 
@@ -115,6 +118,12 @@ def fingerprint(parts: Iterable[Files | Tar]) -> str:
     return sha256_of("\n".join(part.key() for part in parts).encode())
 
 
+def fingerprint_of_dev(dev: DataFolder) -> str:
+    """Hash what training data are compared with: utterances, speakers and files, and the trials that name some."""
+    lines = [f"{name} {dev.speakers.get(name)} {stamp(path)}" for name, path in dev.paths.items()]
+    return sha256_of("\n".join([*lines, *map(sha256_of, dev.trial_lists())]).encode())
+
+
 def prepare(
     speech: Sequence[Files | Tar],
     noise: Sequence[Files],
@@ -144,7 +153,7 @@ def prepare(
     Raises:
         InputError: If more files are unreadable, an utterance or its audio is there under two speakers, training and
             dev data share speakers or audio, or fewer than two speakers are left.
-        MachineError: If the disk is full.
+        MachineError: If the disk is full, or memory.
     """
     for name in LISTS:
         (folder / name).unlink(missing_ok=True)
@@ -213,12 +222,22 @@ def write_shards(
 
 
 def in_processes(make: Callable[[T], R], tasks: Sequence[T], workers: int) -> Iterator[R]:
-    """Give the results in order, made by several processes, or with one by this."""
+    """Give the results in order, made by several processes, or with one by this.
+
+    Raises:
+        MachineError: If one of the processes is killed.
+    """
     if workers <= 1 or len(tasks) <= 1:
         yield from map(make, tasks)
         return
-    with ProcessPoolExecutor(min(workers, len(tasks))) as pool:
-        yield from pool.map(make, tasks)
+    try:
+        with ProcessPoolExecutor(min(workers, len(tasks))) as pool:
+            yield from pool.map(make, tasks)
+    except BrokenProcessPool as error:
+        raise MachineError(
+            "a process that prepares data was killed, as a machine does when its memory is full. Start again with"
+            f" fewer --workers than {workers}; what is finished is kept."
+        ) from error
 
 
 def write_part(task: tuple[Files | Tar, Path, int]) -> Shard:
@@ -259,13 +278,19 @@ def check_unreadable(shards: Sequence[Shard], folder: Path, limit: float) -> Non
         return
     write_text(folder / "unreadable.txt", "".join(f"{utterance} {reason}\n" for utterance, _, reason in bad))
     total = len(bad) + sum(len(shard.entries) for shard in shards)
-    if len(bad) > limit * total:
+    if len(bad) - limit * total > ROUNDING:
         reasons = " ".join(reason for _, _, reason in bad[:SHOWN])
         raise InputError(
             f"{len(bad)} of {total} utterances cannot be used ({len(bad) / total:.2%}, allowed are {limit:.2%}):"
             f" {reasons} All are listed in {folder / 'unreadable.txt'}. Mend or remove them, or leave them out"
-            f" with --max-unreadable {100 * len(bad) / total:.2g}%."
+            f" with --max-unreadable {share_of(len(bad), total)}."
         )
+
+
+def share_of(count: int, total: int) -> str:
+    """Write a share, not 0, in percent with two digits or more, rounded up."""
+    decimals = max(0, 1 - math.floor(math.log10(100 * count / total)))
+    return f"{-(-count * 100 * 10**decimals // total) / 10**decimals:.{decimals}f}%"
 
 
 def check_names(entries: Sequence[Entry]) -> None:
@@ -308,6 +333,8 @@ def check_leakage(entries: Sequence[Entry], dev: DataFolder, folder: Path, progr
     """
     named = {name for path in dev.trial_lists() for name in Trials.read(path, dev.paths).utterances}
     measured = [name for name in dev.utterances if name in named or not named]
+    if not dev.speakers:
+        progress.say(f"{dev.root} has no utt2spk: whether it shares speakers with the training data is not known")
     known = {dev.speakers[name] for name in measured if name in dev.speakers}
     speakers = sorted(known & {entry.speaker for entry in entries})
     own = {entry.sha256: entry.utterance for entry in entries}

@@ -1,17 +1,35 @@
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 
+from compress.cli.display import Bars
+from compress.cli.train import read_share
 from compress.data import DataFolder
-from compress.errors import InputError
+from compress.errors import InputError, MachineError
 from compress.features import SAMPLE_RATE
 from compress.progress import Silent
 from compress.training import prepare as prepare_module
 from compress.training.corpus import Corpus, to_pcm
-from compress.training.prepare import fingerprint, list_noise, list_speech, prepare
+from compress.training.prepare import (
+    Shard,
+    check_leakage,
+    check_unreadable,
+    fingerprint,
+    fingerprint_of_dev,
+    in_processes,
+    list_noise,
+    list_speech,
+    prepare,
+    share_of,
+)
+from compress.training.shards import Entry
 
 
 @pytest.fixture
@@ -161,6 +179,57 @@ def test_dev_data_of_others_pass_and_only_what_trials_name_counts(
         soundfile.write(dev / "wav" / f"{i}.wav", 0.9 * samples, rate)
     (dev / "trials").write_text("1 dev1 dev2\n0 dev2 dev1\n")  # dev0, the same audio, is in no trial
     made(dev=dev)
+
+
+def test_dev_data_without_speakers_are_told(
+    own_speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dev = dev_folder(tmp_path / "dev", own_speech, 1, "other")
+    check_leakage([], DataFolder.read(dev), tmp_path, Bars())
+    assert "utt2spk" not in capsys.readouterr().err
+    (dev / "utt2spk").unlink()
+    check_leakage([], DataFolder.read(dev), tmp_path, Bars())
+    assert "dev has no utt2spk: whether it shares speakers with" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_fingerprint_of_dev_data_follows_names_speakers_files_and_trials(own_speech: Path, tmp_path: Path) -> None:
+    dev = dev_folder(tmp_path / "dev", own_speech, 2, "other")
+    found = {fingerprint_of_dev(DataFolder.read(dev))}
+    set_speaker(dev, "dev1", "another")
+    found.add(fingerprint_of_dev(DataFolder.read(dev)))
+    for trials in ("1 dev0 dev1\n", "0 dev0 dev1\n"):
+        (dev / "trials").write_text(trials)
+        found.add(fingerprint_of_dev(DataFolder.read(dev)))
+    (dev / "wav" / "0.wav").write_bytes((dev / "wav" / "1.wav").read_bytes() + b"more")
+    found.add(fingerprint_of_dev(DataFolder.read(dev)))
+    assert len(found) == 5
+    assert fingerprint_of_dev(DataFolder.read(dev)) in found
+
+
+@given(total=st.integers(1, 10**7), data=st.data())
+def test_the_share_that_is_advised_is_enough_and_hardly_more(total: int, data: st.DataObject) -> None:
+    bad = data.draw(st.integers(1, total))
+    share = read_share(share_of(bad, total))
+    assert bad / total <= share + 1e-12
+    assert share <= 1.1 * bad / total + 1e-12
+
+
+@pytest.mark.parametrize(("bad", "total", "advised"), [(1, 300, "0.34%"), (29, 100, "29%"), (2, 2, "100%")])
+def test_the_share_that_is_advised_is_taken(tmp_path: Path, bad: int, total: int, advised: str) -> None:
+    entry = Entry("a-1", "a", 0, 16000, "")
+    shard = Shard([entry] * (total - bad), [("b-1", "b", "b-1 is silent.")] * bad)
+    with pytest.raises(InputError, match=rf"{bad} of {total} utterances .* with --max-unreadable {advised}\.$"):
+        check_unreadable([shard], tmp_path, 0.9 * bad / total)
+    check_unreadable([shard], tmp_path, read_share(advised))
+
+
+def killed(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_is_told() -> None:
+    with pytest.raises(MachineError, match=r"prepares data was killed.* fewer --workers than 2;"):
+        list(in_processes(killed, [0, 1], 2))
 
 
 def test_noise_must_be_readable(made: Callable, tmp_path: Path) -> None:
