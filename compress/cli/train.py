@@ -14,7 +14,7 @@ from compress.errors import MachineError, SettingError
 from compress.machine import cores, probe_cuda
 from compress.training.parallel import join_processes
 from compress.training.recipe import read_recipe
-from compress.training.stages import BASE, FINETUNE, STAGES, Plan, run_stages
+from compress.training.stages import BASE, BOARD, CURVES, FINETUNE, MODEL, STAGES, Plan, run_stages
 from compress.training.watch import Line, plot_curves, reporter, tensorboard
 
 
@@ -69,7 +69,7 @@ def train_command(
 
     @contextmanager
     def watch() -> Iterator[Callable[[Line], None]]:
-        folder = out / "tensorboard" if board and processes.writes else None
+        folder = out / BOARD if board and processes.writes else None
         with (
             bars.counter("training") as advance,
             tensorboard(folder, reporter(settings.steps, bars.say, advance)) as report,
@@ -83,11 +83,11 @@ def train_command(
         raise
     if not processes.writes:
         return
-    bars.say(plot_curves([out / name / "train.jsonl" for name in (BASE, FINETUNE)], out / "curves.png"))
+    bars.say(plot_curves([out / name / "train.jsonl" for name in (BASE, FINETUNE)], out / CURVES))
     trained = Artifact.from_module(state.average.cpu(), arch=settings.model, arguments=settings.arguments)
     if half:
         trained = replace(trained, model=trained.module.half())
-    trained.save(out / "model")
+    trained.save(out / MODEL)
     click.echo(f"{out / 'model'}: {trained.params:,} parameters, {trained.size_bytes:,} bytes. Measure it with")
     chosen = f" --trials {trials}" if trials else ""
     click.echo(f"    compress eval {out / 'model'} --data {dev or 'DIR'}{chosen}")

@@ -25,7 +25,7 @@ from compress.progress import Progress
 from compress.surgery import count_parameters
 from compress.training.corpus import Corpus
 from compress.training.parallel import ALONE, Processes
-from compress.training.prepare import fingerprint, list_noise, list_speech, prepare, stamp
+from compress.training.prepare import fingerprint, fingerprint_of_dev, list_noise, list_speech, prepare
 from compress.training.recipe import Recipe, build_network, to_plain, to_yaml
 from compress.training.stored import StoredCrops, store_features
 from compress.training.trainer import Crops, State, train
@@ -35,6 +35,7 @@ from compress.training.watch import DevTrials, Line
 DATA, FEATURES, BASE, FINETUNE = STAGES = ("1-data", "2-features", "3-base", "4-finetune")
 TITLES = ("data", "features", "base training", "fine-tuning")
 RECIPE = "recipe.yaml"
+MODEL, CURVES, BOARD = GIVEN = ("model", "curves.png", "tensorboard")  # beside the stages, of the command line
 OF_FINETUNING = ("final_crop_s", "final_margin", "final_speeds")  # keys that nothing before the last stage depends on
 OF_NO_STAGE = ("accumulation",)  # does not change what is learned
 
@@ -97,7 +98,10 @@ class Stage:
             InputError: If it is not, or an earlier stage than the plan's first is not finished.
         """
         if self.number == plan.first and self.processes.writes:
-            forget(plan.out, self.number)
+            if self.name == DATA:
+                forget_notes(self.folder)
+            else:
+                forget(plan.out, self.number)
         begun, done = (self.folder / name for name in ("inputs.json", "done.json"))
         if begun.is_file() and (done.is_file() or self.name != DATA):  # what was decoded is kept by file
             found = differences(read_json(begun), self.inputs)
@@ -117,7 +121,8 @@ class Stage:
             )
         if self.processes.writes:
             write_json(begun, self.inputs)
-            write_text(plan.out / RECIPE, to_yaml(plan.recipe))
+            if self.name != DATA or not (plan.out / RECIPE).is_file():  # data are of any recipe
+                write_text(plan.out / RECIPE, to_yaml(plan.recipe))
         progress.say(self.title)
         return True
 
@@ -196,7 +201,7 @@ def prepare_data(plan: Plan, progress: Progress, processes: Processes) -> Corpus
     inputs = {
         "speech": fingerprint(speech),
         "noise": fingerprint(noise),
-        "dev": sha256_of("\n".join(map(stamp, dev.paths.values())).encode()) if dev else None,
+        "dev": fingerprint_of_dev(dev) if dev else None,
         "max_unreadable": plan.max_unreadable,
     }
     stage = Stage(plan.out, DATA, inputs, processes)
@@ -205,6 +210,8 @@ def prepare_data(plan: Plan, progress: Progress, processes: Processes) -> Corpus
         figures = prepare(speech, noise, stage.folder, dev, plan.max_unreadable, plan.workers, progress)
     corpus = Corpus.open(stage.folder)
     if work:
+        if plan.first == stage.number and processes.writes:
+            forget(plan.out, stage.number + 1)  # not before: data that are refused must not cost a training
         stage.finish(made_by(stage), figures)
         progress.say(", ".join(f"{name} {value:,}" for name, value in figures.items()))
     return corpus
@@ -413,14 +420,18 @@ def made_by(stage: Stage) -> list[str]:
     ]
 
 
+def forget_notes(folder: Path) -> None:
+    """Take a stage as not done, and leave what it gave: of decoded audio only what has changed is decoded again."""
+    for note in ("inputs.json", "done.json"):
+        (folder / note).unlink(missing_ok=True)
+
+
 def forget(out: Path, first: int) -> None:
-    """Remove what a stage and those after it gave. Decoded audio stays: only what has changed is decoded again."""
-    for name in STAGES[first - 1 :]:
-        if name == DATA:
-            for note in ("inputs.json", "done.json"):
-                (out / name / note).unlink(missing_ok=True)
-        elif (out / name).is_dir():
+    """Remove what a stage and those after it gave, and what came of them: artifact and curves."""
+    for name in (*STAGES[first - 1 :], MODEL):
+        if (out / name).is_dir():
             shutil.rmtree(out / name)
+    (out / CURVES).unlink(missing_ok=True)
 
 
 def check_out(plan: Plan) -> None:
@@ -436,7 +447,9 @@ def check_out(plan: Plan) -> None:
         raise InputError("--stage starts a stage anew and --resume goes on with one. Give only one of them.")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file. Choose another --out folder.")
-    begun = (out / DATA / "done.json").is_file()
+    known = (out / RECIPE).is_file() and (out / DATA).is_dir()  # a training, perhaps of data that were refused since
+    done = (out / DATA / "done.json").is_file()
+    begun = done or (known and any((out / name).exists() for name in STAGES[1:]))
     if begun and not (plan.resume or plan.first):
         raise InputError(
             f"{out} holds a training already. Go on with it by --resume, start one of its stages anew by --stage, or"
@@ -446,8 +459,8 @@ def check_out(plan: Plan) -> None:
         raise InputError(f"--stage {plan.first} needs what the stages before it give, and {out} has none of them.")
     if not out.is_dir():
         return
-    own = (RECIPE, DATA)
-    if not begun and [path for path in out.iterdir() if not is_temporary(path) and path.name not in own]:
+    own = (RECIPE, *STAGES, *GIVEN) if known else (RECIPE, DATA)
+    if not done and [path for path in out.iterdir() if not is_temporary(path) and path.name not in own]:
         raise InputError(f"{out} is not empty and not a training. Choose another --out folder.")
     for folder in (out, *(out / name for name in STAGES)):
         for path in folder.iterdir() if folder.is_dir() else ():

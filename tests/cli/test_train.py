@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from compress.artifact import Artifact
+from compress.training import stages
 from compress.training.recipe import read_recipe
 from compress.training.stages import STAGES
 
@@ -188,6 +189,47 @@ def test_a_stage_starts_anew_on_what_is_before_it(
     recipe.write_text(RECIPE)
     assert cli(*arguments, "--stage", "1").err.count("done before") == 0
     assert (trained / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_data_that_are_refused_cost_no_training(
+    cli: Callable, arguments: list[str], own_speech: Path, trained: Path
+) -> None:
+    """With ``--stage 1`` what was trained stays until the new data are judged, and then it goes."""
+    kept = [trained / "3-base" / "checkpoint.pt", trained / "4-finetune" / "checkpoint.pt", trained / "model"]
+    first = sorted((own_speech / "wav").iterdir())[0]
+    whole = first.read_bytes()
+    first.write_bytes(b"not audio")
+    assert "1 of 18 utterances cannot be used" in cli(*arguments, "--stage", "1").err
+    assert all(path.exists() for path in kept)
+    assert "holds a training already. Go on with it by --resume" in cli(*arguments).err
+    assert "1 of 18 utterances cannot be used" in cli(*arguments, "--resume").err
+    first.write_bytes(whole)
+    code, _, err = cli(*arguments, "--resume")
+    assert (code, err.count("done before")) == (0, 3)
+
+    first.write_bytes(b"not audio")
+    assert cli(*arguments, "--stage", "1").code == 2
+    (trained / "thesis.tex").touch()
+    assert "is not empty and not a training" in cli(*arguments, "--stage", "1").err
+    (trained / "thesis.tex").unlink()
+    code, _, err = cli(*arguments, "--stage", "1", "--max-unreadable", "6%")
+    assert (code, err.count("done before")) == (0, 0)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_an_artifact_of_another_training_does_not_stay(
+    cli: Callable, arguments: list[str], recipe: Path, trained: Path, stage: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    (trained / "curves.png").touch()
+    recipe.write_text(RECIPE + "learning_rate: 0.002\n")
+    monkeypatch.setattr(stages, "train", stop)
+    assert cli(*arguments, "--stage", stage).code == 130
+    assert read_recipe(trained / "recipe.yaml").learning_rate == 0.002
+    assert not (trained / "model").exists()
+    assert not (trained / "curves.png").exists()
 
 
 def test_a_stage_needs_those_before_it(cli: Callable, arguments: list[str], trained: Path) -> None:
