@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, final
 
@@ -163,8 +162,7 @@ class Finetune(Pass):
         own, exams = self.find_speech(artifact, context)
         rng = np.random.default_rng(self.seed)
         chosen = own.choose(self.crops, rng)
-        sources = [partial(own.disturbed[place], turn) for place, turn in chosen]
-        crops, order = cut_crops(sources, self.crops, frames, cmn, rng, context.progress)
+        crops, order = cut_crops(own.sources(chosen), self.crops, frames, cmn, rng, context.progress)
         labels = numbered([own.speakers[chosen[number][0]] for number in order])
         before = [exam.scores(artifact.module, cmn, context.progress) for exam in exams]
         answers = answers_of(artifact, crops, [], context.threads, context.progress)

@@ -117,7 +117,9 @@ def hold_back(speakers: Sequence[str], share: float, rng: np.random.Generator) -
         some = _thinned(partial, tested, round((1 - WHOLE_SPEAKERS if whole else 1) * MOST_HELD_BACK))
         tested = some | _thinned(whole, tested, MOST_HELD_BACK - sum(some.values()))
         whole = [name for name in whole if name in tested]
-    held = [place for name in sorted(tested) for place in rng.permutation(groups[name])[: tested[name]].tolist()]
+    held: list[int] = []
+    for name, count in sorted(tested.items()):
+        held += groups[name] if count == len(groups[name]) else rng.permutation(groups[name])[:count].tolist()
     untouched = {place for name in whole for place in groups[name]}
     return sorted(set(range(len(speakers))) - set(held) - untouched), sorted(held)
 

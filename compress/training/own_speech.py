@@ -25,16 +25,19 @@ class OwnSpeech:
     Attributes:
         where: Where they were found, in words.
         load: Each gives the features (frames, num_mel_bins) of an utterance.
-        disturbed: The same as heard through a filter, in a room or with babble or noise; every turn another way.
+        disturbed: The same as heard through a filter, in a room or with babble of the voices given or noise; every
+            turn another way.
         speakers: Of each utterance.
         files: Of each utterance, where there is audio.
+        voices: Each gives the samples of an utterance, for babble; none where nothing is disturbed.
     """
 
     where: str
     load: Sequence[Callable[[], Array]]
-    disturbed: Sequence[Callable[[int], Array]]
+    disturbed: Sequence[Callable[[int, Sequence[PCM]], Array]]
     speakers: Sequence[str]
     files: Sequence[Path] = ()
+    voices: Sequence[Callable[[], PCM]] = ()
 
     @classmethod
     def listed(cls, where: str, load: Sequence[Callable[[], Array]], speakers: Sequence[str]) -> "OwnSpeech":
@@ -70,14 +73,15 @@ class OwnSpeech:
         def pcm(source: DataFolder, name: str) -> PCM:
             return to_pcm(source.waveform(name, front_end.sample_rate))
 
-        def disturbed(place: int, turn: int) -> Array:
+        def disturbed(place: int, turn: int, talkers: Sequence[PCM]) -> Array:
             rng = np.random.default_rng((seed, place, turn))
-            talkers = _Lazy([partial(pcm, folder, name) for name in folder.utterances[:: -(-len(folder) // BABBLE)]])
             recordings = _Lazy([partial(pcm, added, name) for name in added.utterances])
             waveform = folder.waveform(folder.utterances[place], front_end.sample_rate)
             return front_end.features(augment(waveform, Augmentation(), recordings, talkers, rng))
 
-        return cls(str(folder.root), load, [partial(disturbed, place) for place in range(len(folder))], speakers, files)
+        voices = [partial(pcm, folder, name) for name in folder.utterances]
+        heard = [partial(disturbed, place) for place in range(len(folder))]
+        return cls(str(folder.root), load, heard, speakers, files, voices)
 
     def __len__(self) -> int:
         return len(self.speakers)
@@ -88,6 +92,11 @@ class OwnSpeech:
         whole = [(place, turn) for turn in range(turns) for place in range(len(self))]
         return whole + [(place, turns) for place in sorted(rng.permutation(len(self))[:rest].tolist())]
 
+    def sources(self, chosen: Sequence[tuple[int, int]]) -> list[Callable[[], Array]]:
+        """Features of what :meth:`choose` chose, disturbed; babble is made of these utterances and of no others."""
+        talkers = _Lazy(self.voices[:: max(1, -(-len(self.voices) // BABBLE))])
+        return [partial(self.disturbed[place], turn, talkers) for place, turn in chosen]
+
     def part(self, places: Sequence[int]) -> "OwnSpeech":
         """Some of the utterances."""
         return OwnSpeech(
@@ -96,6 +105,7 @@ class OwnSpeech:
             [self.disturbed[place] for place in places],
             [self.speakers[place] for place in places],
             [self.files[place] for place in places] if self.files else (),
+            [self.voices[place] for place in places] if self.voices else (),
         )
 
 
@@ -112,7 +122,7 @@ class _Lazy(Sequence[PCM]):
         return self.read[place]()
 
 
-def _as_it_is(load: Callable[[], Array], _: int) -> Array:
+def _as_it_is(load: Callable[[], Array], _: int, __: Sequence[PCM]) -> Array:
     return load()
 
 
