@@ -142,8 +142,8 @@ class Distill(Pass):
         elif self.teacher is not None and (Path(self.teacher).suffix or "/" in self.teacher):
             found.append(self.teacher)
         if self.data is not None:
-            speakers = Path(self.data) / "utt2spk"
-            found += [str(Path(self.data) / "wav.scp"), *([str(speakers)] if speakers.is_file() else [])]
+            lists = [Path(self.data) / name for name in ("wav.scp", "utt2spk")]  # a folder per speaker has neither
+            found += [str(path) for path in lists if path.is_file()]
         return (*found, *([] if self.noise is None else [self.noise]))
 
     def missing(self) -> str | None:

@@ -1,6 +1,7 @@
 """Distillation: the student comes nearer to its teacher on speech that it did not learn from, or stays as it was."""
 
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from compress.artifact import Artifact, FrontEnd
 from compress.errors import CompressError, InputError, ModelError, SettingError
 from compress.passes import Context, Distill, Prune
+from compress.pipeline import check_files
 from compress.progress import Silent
 from compress.training import teacher as teacher_module
 
@@ -312,3 +314,16 @@ def test_a_dry_run_tells_teacher_and_layers(pruned: Artifact, context: Context) 
     preview = Distill(**QUICK, preset="published").preview(pruned, context)
     assert [row["layer"] for row in preview.rows] == ["norm1", "second", "norm2"]
     assert "30 utterances to learn from" in preview.notes
+
+
+def test_a_folder_per_speaker_is_learned_from(
+    of_speech: Callable[..., Artifact], speech_folder: Path, tmp_path: Path
+) -> None:
+    for line in (speech_folder / "utt2spk").read_text().splitlines():
+        utterance, speaker = line.split()
+        (tmp_path / speaker).mkdir(exist_ok=True)
+        shutil.copy(speech_folder / "wav" / f"{utterance}.wav", tmp_path / speaker)
+    maker = Distill(data=str(tmp_path), preset="published", **QUICK)
+    check_files(maker)
+    result = maker.run(of_speech(0), Context(source=of_speech(1)))
+    assert "48 crops of 0.5 s from 15 utterances" in " ".join(result.history[-1].notes)
