@@ -16,8 +16,8 @@ Array = NDArray[np.float32]
 def hold_out(speakers: Sequence[str | None], wanted: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
     """Part utterances in those to learn from and at least ``wanted`` to test on.
 
-    Whole speakers are held out where all are known and there are enough to leave three quarters of them; else
-    utterances are.
+    Whole speakers are held out where all are known and that leaves three quarters of the utterances and two speakers,
+    whom there must be to tell apart; else utterances are, but for one of each speaker.
 
     Returns:
         Places of either kind, in order.
@@ -27,8 +27,11 @@ def hold_out(speakers: Sequence[str | None], wanted: int, rng: np.random.Generat
     for place, speaker in enumerate(speakers):
         groups.setdefault(str(speaker) if known else str(place), []).append(place)
     held = _taken(groups, wanted, rng)
-    if len(held) > len(speakers) // 4:
-        held = _taken({str(place): [place] for place in range(len(speakers))}, wanted, rng)
+    left = {speakers[place] for place in set(range(len(speakers))) - set(held)}
+    if len(held) > len(speakers) // 4 or (known and len(left) < 2):
+        others = [place for group in groups.values() for place in group[1:]]
+        free = others if len(others) >= wanted else range(len(speakers))
+        held = _taken({str(place): [place] for place in free}, wanted, rng)
     return sorted(set(range(len(speakers))) - set(held)), sorted(held)
 
 

@@ -51,6 +51,16 @@ def test_what_is_held_out_is_learned_from_by_nobody(speakers: list[str], seed: i
         assert not {speakers[i] for i in held} & {speakers[i] for i in learned}
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("other", [1, 2, 12])
+def test_two_speakers_are_left_to_tell_apart(seed: int, other: int) -> None:
+    speakers = ["a"] * 100 + ["b"] * other
+    learned, held = hold_out(speakers, 11, np.random.default_rng(seed))
+    assert {speakers[i] for i in learned} == {"a", "b"}
+    assert len(held) == 11
+    assert sorted(learned + held) == list(range(len(speakers)))
+
+
 def test_whole_speakers_are_held_out_where_they_are_known() -> None:
     speakers: list[str | None] = [f"s{i // 5}" for i in range(100)]
     learned, held = hold_out(speakers, 7, np.random.default_rng(0))
