@@ -164,10 +164,11 @@ class Finetune(Pass):
         chosen = own.choose(self.crops, rng)
         crops, order = cut_crops(own.sources(chosen), self.crops, frames, cmn, rng, context.progress)
         labels = numbered([own.speakers[chosen[number][0]] for number in order])
-        before = [exam.scores(artifact.module, cmn, context.progress) for exam in exams]
+        start = fake_quantized(artifact.module, crops) if self.qat else artifact.module
+        before = [exam.scores(start, cmn, context.progress) for exam in exams]
         answers = answers_of(artifact, crops, [], context.threads, context.progress)
         learned = finetune(
-            fake_quantized(artifact.module, crops) if self.qat else artifact.module,
+            start,
             Lesson(crops, answers, labels),
             self.objective,
             self.unfreezing,

@@ -217,6 +217,14 @@ def test_what_is_read_is_told_so_that_a_run_knows_when_to_do_it_again(speech_fol
     assert (Finetune(data=folder).calibration_utterances, Finetune().calibration_utterances) == (0, 60)
 
 
+def test_with_qat_both_error_rates_are_of_the_rounded_network(tiny: Artifact, context: Context) -> None:
+    hardly = LONG | {"steps": 1, "learning_rate": 1e-12}
+    rounded, plain = (Finetune(**hardly, qat=qat).run(tiny, context).history[-1].notes[2] for qat in (True, False))
+    for note in (rounded, plain):
+        assert note.endswith("+0.00 points (+0.00 to +0.00)")
+    assert rounded != plain
+
+
 def test_with_qat_the_network_learns_rounded_and_is_given_back_in_float(tiny: Artifact, context: Context) -> None:
     result = Finetune(**LONG, qat=True).run(tiny, context)
     assert list(result.module.state_dict()) == list(tiny.module.state_dict())
