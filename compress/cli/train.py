@@ -32,7 +32,7 @@ from compress.training.watch import Line, plot_curves, reporter, tensorboard
 @click.option("--stage", type=click.IntRange(1, len(STAGES)), help="Start anew with this stage, on those before it.")
 @click.option("--resume", is_flag=True, help="Go on with what is in --out.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--threads", type=click.IntRange(1, 1024), help="Default: all cores.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Of each process. Default: all cores, shared out.")
 @click.option(
     "--workers", type=click.IntRange(1, 1024), default=1, show_default=True, help="Processes that make batches."
 )
@@ -62,8 +62,8 @@ def train_command(
         raise SettingError("--trials is a list of --dev, and there is none. Give its folder with --dev DIR.")
     if device == "cuda" and probe_cuda().missing:
         raise MachineError(f"device cuda: {probe_cuda().missing}. Use --device cpu.")
-    torch.set_num_threads(threads or cores())
     processes = join_processes(device)
+    torch.set_num_threads(threads or max(1, cores() // processes.count))
     bars = Bars(quiet=not processes.writes)
     plan = Plan(settings, data, out, noise, dev, trials, init, share, device, workers, stage, resume)
 

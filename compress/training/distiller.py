@@ -14,6 +14,7 @@ from compress.errors import ModelError
 from compress.progress import Progress
 from compress.training import distillation
 from compress.training.loss import AAMSoftmax
+from compress.training.memory import out_of_memory_told
 from compress.training.objective import Comparison, Objective, class_centers
 from compress.training.taps import Tap
 from compress.training.teacher import Answers, answer
@@ -212,6 +213,7 @@ def learn(learner: Learner, groups: Sequence[Group], schedule: Schedule, progres
 
     Raises:
         ModelError: If a loss or its gradient is NaN or infinite.
+        MachineError: If memory is too small.
     """
     student = learner.model
     average = copy.deepcopy(student)
@@ -221,16 +223,18 @@ def learn(learner: Learner, groups: Sequence[Group], schedule: Schedule, progres
     told: list[dict[str, float]] = []
     seconds = []
     plan = batches(len(learner.lesson.crops), schedule.batch_size, schedule.steps, schedule.seed)
+    too_large = f"out of memory while {doing}, with {len(plan[0])} crops at a time. Lower batch_size or crop_s."
     for step, places in enumerate(progress.track(plan, doing)):
         started = time.monotonic()
         for options, group in zip(optimizer.param_groups, groups, strict=True):
             options["lr"] = group.rate * schedule.rate(step)
             for parameter in group.parameters:
                 parameter.requires_grad_(step >= group.start)
-        found = learner.losses(places)
-        loss = learner.objective.total(found, step / max(1, schedule.steps - 1))
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        with out_of_memory_told(too_large):
+            found = learner.losses(places)
+            loss = learner.objective.total(found, step / max(1, schedule.steps - 1))
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
         norm = nn.utils.clip_grad_norm_(parameters, CLIP)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise ModelError(

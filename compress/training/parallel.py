@@ -14,12 +14,15 @@ wants to own the optimizer and the loader, and brings a web client beside it.
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compress.errors import MachineError, SettingError
+
+LONGEST_WAIT = timedelta(days=30)  # for the first process, which decodes all audio; the default is 10 to 30 minutes
 
 
 class Processes:
@@ -66,6 +69,10 @@ class Processes:
         """The mean over the processes."""
         return values
 
+    def one_has(self, happened: bool) -> bool:
+        """Whether it happened to one process at least; all ask at the same place."""
+        return happened
+
     @contextmanager
     def first_alone(self) -> Iterator[None]:
         """Let the first process do something before the others do, who then find it done."""
@@ -87,12 +94,13 @@ class Group(Processes):
 
     def __init__(self, device: str) -> None:
         try:
-            from accelerate import Accelerator
+            from accelerate import Accelerator, InitProcessGroupKwargs
         except ImportError:
             raise MachineError(
                 "several processes need accelerate, and it is not installed. pip install speech-compress[parallel]"
             ) from None
-        self.accelerator = Accelerator(cpu=device == "cpu")
+        waiting = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+        self.accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[waiting])
         self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
 
     def common(self, model: nn.Module) -> nn.Module:
@@ -119,6 +127,11 @@ class Group(Processes):
         """The mean over the processes."""
         found: Tensor = self.accelerator.reduce(values, "mean")
         return found
+
+    def one_has(self, happened: bool) -> bool:
+        """Whether it happened to one process at least; all ask at the same place."""
+        counted: Tensor = self.accelerator.reduce(torch.tensor(float(happened), device=self.accelerator.device), "sum")
+        return counted.item() > 0
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from compress.artifact import Artifact, Format, versions
 from compress.files import cache_folder, keep, read_kept
 from compress.progress import Progress
 from compress.runners import open_runner
+from compress.training.memory import out_of_memory_told
 from compress.training.taps import STRETCHES, Tap, stretched, tapped
 
 BATCH = 16
@@ -71,13 +72,18 @@ def answers_of(teacher: Artifact, crops: Tensor, taps: Sequence[Tap], threads: i
 
 
 def ask(teacher: Artifact, crops: Tensor, taps: Sequence[Tap], threads: int, progress: Progress) -> Answers:
-    """Run the teacher over crops (crops, frames, num_mel_bins)."""
+    """Run the teacher over crops (crops, frames, num_mel_bins).
+
+    Raises:
+        MachineError: If memory is too small.
+    """
     batches = progress.track(torch.split(crops, BATCH), "asking the teacher")
     if teacher.format != Format.TORCH:
         runner = open_runner(teacher, threads)
         return Answers(torch.cat([torch.from_numpy(runner.run(batch.numpy())) for batch in batches]), [])
     layers = [(tap.teacher, tap.teacher_axis) for tap in taps]
-    with torch.no_grad():
+    too_large = f"out of memory while asking the teacher, with {BATCH} crops at a time. Lower crop_s."
+    with torch.no_grad(), out_of_memory_told(too_large):
         parts = [answer(teacher.module, batch, layers) for batch in batches]
     features = [torch.cat([part.features[i] for part in parts]) for i in range(len(taps))]
     return Answers(torch.cat([part.embeddings for part in parts]), features)

@@ -34,6 +34,7 @@ from compress.training.augment import (
     random_crop,
 )
 from compress.training.loss import AAMSoftmax
+from compress.training.memory import out_of_memory_told
 from compress.training.parallel import ALONE, Processes
 from compress.training.recipe import Recipe, to_plain, to_yaml
 from compress.training.teacher import Answers
@@ -205,7 +206,8 @@ class State:
             InputError: If it is damaged, or of another recipe or other data.
         """
         try:
-            found = torch.load(path, map_location=self.device, weights_only=True)
+            # to the CPU first: on a GPU, AdamW would wait in each step for its count of steps
+            found = torch.load(path, map_location="cpu", weights_only=True)
         except BROKEN_PICKLE as error:
             raise damaged(path) from error
         origin = found.get("origin") if isinstance(found, dict) else None
@@ -245,13 +247,15 @@ class State:
 
         Raises:
             ModelError: If the weights are not of this network.
+            MachineError: If memory is too small.
         """
         load_into(self.model, {name: value.float() for name, value in weights.items()}, "the artifact of --init")
         self.average.load_state_dict(self.model.state_dict())
-        for label, centers in enumerate(self.classifier.centers()):
-            features = crops.clean(label, per_class * len(centers)).to(self.device)
-            embeddings = F.normalize(self.average(features))
-            centers.copy_(embeddings.view(len(centers), per_class, -1).mean(1))
+        count, length = per_class * self.classifier.sub_centers, crops.recipe.crop_s
+        with out_of_memory_told(f"out of memory with {count} crops of {length:g} s at a time. Lower crop_s."):
+            for label, centers in enumerate(self.classifier.centers()):
+                embeddings = F.normalize(self.average(crops.clean(label, count).to(self.device)))
+                centers.copy_(embeddings.view(len(centers), per_class, -1).mean(1))
 
     @torch.no_grad()
     def spread_classes(self, num_speakers: int) -> None:
@@ -339,8 +343,9 @@ def train(
 
     With each checkpoint, ``measure`` is given the averaged network, and what it finds is logged as ``dev_eer``.
 
-    An interrupt waits for the end of the running step, and a killed step is repeated on resume. Batches are made by
-    ``workers`` processes beside this one, or without any by this one; how many does not change what is learned.
+    An interrupt waits for the end of the running step, of all processes, and a killed step is repeated on resume.
+    Batches are made by ``workers`` processes beside this one, or without any by this one; how many does not change what
+    is learned.
 
     Raises:
         ModelError: If the training diverges. The last checkpoint written before stays.
@@ -353,25 +358,28 @@ def train(
     loader = DataLoader(own, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=ahead)
     checkpoint = folder / "checkpoint.pt"
     try:
-        for features, labels in loader:
-            started = time.monotonic()
-            if 0 < state.step == recipe.speeds_from_step:
-                state.spread_classes(crops.num_speakers)
-            # where there is one speed, the classes of the others have no crops
-            classes = crops.num_speakers if num_speeds(recipe, state.step) == 1 else None
-            with uninterrupted(), out_of_memory_told(recipe, state):
-                told = train_step(state, recipe, features, labels, classes)
-                state.step += 1
-                state.update_average(recipe.average_decay)
-            line = {"step": state.step, **told, "step_s": time.monotonic() - started}
-            due = state.step % checkpoint_every == 0
-            if state.processes.writes:
-                if measure and (due or state.step == end):
-                    line["dev_eer"] = measure(state.average)
-                append_line(folder / "train.jsonl", json.dumps(line))
-            report(line)
-            if due:
-                state.save(checkpoint)
+        with interrupts_put_off() as caught:
+            for features, labels in loader:
+                started = time.monotonic()
+                if 0 < state.step == recipe.speeds_from_step:
+                    state.spread_classes(crops.num_speakers)
+                # where there is one speed, the classes of the others have no crops
+                classes = crops.num_speakers if num_speeds(recipe, state.step) == 1 else None
+                with out_of_memory_told(out_of_memory(recipe, state)):
+                    told = train_step(state, recipe, features, labels, classes)
+                    state.step += 1
+                    state.update_average(recipe.average_decay)
+                line = {"step": state.step, **told, "step_s": time.monotonic() - started}
+                due = state.step % checkpoint_every == 0
+                if state.processes.writes:
+                    if measure and (due or state.step == end):
+                        line["dev_eer"] = measure(state.average)
+                    append_line(folder / "train.jsonl", json.dumps(line))
+                report(line)
+                if due:
+                    state.save(checkpoint)
+                if state.processes.one_has(bool(caught)):  # all stop after the same step
+                    raise KeyboardInterrupt
     except KeyboardInterrupt:  # between two steps; after anything else, a step may be half done
         state.save(checkpoint)
         raise
@@ -386,47 +394,34 @@ def train(
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Put an interrupt off until the block ends; a thread beside the main one is not interrupted anyway."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def interrupts_put_off() -> Iterator[list[int]]:
+    """Note interrupts in a list until the block ends; a thread beside the main one is not interrupted anyway.
+
+    Raises:
+        KeyboardInterrupt: At the end, if there was one.
+    """
     caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
     before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
     try:
-        yield
+        yield caught
     finally:
         signal.signal(signal.SIGINT, before)
     if caught:
         raise KeyboardInterrupt
 
 
-@contextmanager
-def out_of_memory_told(recipe: Recipe, state: State) -> Iterator[None]:
-    """Say what to put into the recipe when memory is too small; the last checkpoint stays as it is.
-
-    Raises:
-        MachineError: In place of the error of PyTorch or NumPy.
-    """
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise out_of_memory(recipe, state) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        raise out_of_memory(recipe, state) from error
-
-
-def out_of_memory(recipe: Recipe, state: State) -> MachineError:
-    """Build the error for a batch that memory is too small for, with the values that make half of it."""
+def out_of_memory(recipe: Recipe, state: State) -> str:
+    """Say of a batch that memory is too small for it, with the values that make half of it."""
     step, share = state.step, recipe.batch_size // state.processes.count
     length = recipe.final_crop_s if recipe.is_final(step) else recipe.crop_s
     told = f"out of memory at step {step + 1}, with {share // recipe.accumulation} crops of {length:g} s at a time. "
     more = [parts for parts in range(2 * recipe.accumulation, share + 1) if share % parts == 0]
     if not more:
-        return MachineError(told + "Lower crop_s and final_crop_s, or take a smaller network.")
-    return MachineError(
+        return told + "Lower crop_s and final_crop_s, or take a smaller network."
+    return (
         f"{told}Set accumulation: {more[0]} in the recipe, the same batch in parts of {share // more[0]}, and go on"
         f" with --resume; or train anew with batch_size: {recipe.batch_size // 2}."
     )

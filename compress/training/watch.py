@@ -16,11 +16,16 @@ from compress.data import DataFolder, Trials
 from compress.errors import MachineError
 from compress.features import SAMPLE_RATE, fbank_cmn
 from compress.files import replaced_file
+from compress.training.memory import out_of_memory_told
 from compress.verification import cosine_scores, eer
 
 LINE_EVERY = 50  # steps
 MOST_UTTERANCES = 100  # of the dev trials
 LONGEST_S = 8.0  # of each
+TOO_LARGE = (
+    "out of memory while the EER on dev data was measured. Set accumulation in the recipe, so that training leaves more"
+    " of it, or give --dev without a trial list."
+)
 NO_TERMS = ("step", "accuracy", "margin", "learning_rate", "step_s", "dev_eer")  # of a line; the rest are losses
 
 Line = Mapping[str, float]
@@ -59,9 +64,14 @@ class DevTrials:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> float:
-        """The EER of a network in eval mode, a fraction."""
+        """The EER of a network in eval mode, a fraction.
+
+        Raises:
+            MachineError: If memory is too small.
+        """
         device = next(model.parameters()).device
-        embeddings = torch.cat([model(features[None].to(device)).float().cpu() for features in self.features])
+        with out_of_memory_told(TOO_LARGE):
+            embeddings = torch.cat([model(features[None].to(device)).float().cpu() for features in self.features])
         scores = cosine_scores(embeddings.double().numpy(), self.enroll, self.test)
         return eer(self.labels, scores)[0]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -78,7 +79,27 @@ def run_one_of_two(folder: Path) -> None:
     for name, recipe in RECIPES.items():
         state = trained(recipe, folder / name, processes)
         torch.save(state.average.state_dict(), folder / name / f"average-{processes.rank}.pt")
+    interrupted(folder / "interrupted", processes)
     torch.distributed.destroy_process_group()
+
+
+def interrupted(folder: Path, processes: Processes) -> None:
+    """Train as ``trained``, and interrupt the second process in its third step; each writes after which it stopped."""
+    state = State(Network(), 6, 6, RECIPE, processes=processes)
+    rng = np.random.default_rng(0)
+    utterances = [(3000 * rng.standard_normal(9000)).astype(np.int16) for _ in range(6)]
+    crops = Crops(RECIPE, utterances, np.array([0, 0, 1, 1, 2, 2]), utterances[:1])
+    folder.mkdir(exist_ok=True)
+
+    def strike(*_: object) -> None:
+        if processes.rank == 1 and state.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    state.model.register_forward_hook(strike)
+    try:
+        train(state, RECIPE, crops, folder, lambda line: None, workers=0)
+    except KeyboardInterrupt:
+        (folder / f"stopped-{processes.rank}").write_text(str(state.step))
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +138,14 @@ def test_two_processes_give_the_losses_and_weights_of_one(two: Path, tmp_path: P
 
 def read_log(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_an_interrupt_of_one_stops_all_after_the_same_step(two: Path) -> None:
+    assert [(two / "interrupted" / f"stopped-{rank}").read_text() for rank in (0, 1)] == ["3", "3"]
+    state = State(Network(), 6, 6, RECIPE)
+    state.load(two / "interrupted" / "checkpoint.pt")
+    assert state.step == 3
+    assert [line["step"] for line in read_log(two / "interrupted" / "train.jsonl")] == [1, 2, 3]
 
 
 def test_what_two_processes_left_is_gone_on_with_by_one(two: Path) -> None:
