@@ -32,16 +32,16 @@ def test_a_margin_makes_the_same_embedding_cost_more(margin: float) -> None:
     assert filled(4, margin)(x, label)[0] > filled(4, 0.0)(x, label)[0]
 
 
-def test_the_target_logit_falls_with_the_angle_over_the_whole_circle() -> None:
-    loss = AAMSoftmax(2, 2, margin=0.3, scale=1.0)
-    loss.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    angles = torch.linspace(0.01, math.pi - 0.01, 60)
-    shifted = torch.where(
-        torch.cos(angles) > math.cos(math.pi - 0.3), torch.cos(angles + 0.3), torch.cos(angles) - 0.3 * math.sin(0.3)
-    )
-    assert (shifted.diff() < 0).all()
-    losses = [loss(torch.tensor([[math.cos(a), -math.sin(a)]]), torch.tensor([0]))[0].item() for a in angles]
-    assert math.isfinite(sum(losses))
+def test_the_loss_rises_with_the_angle_over_the_whole_half_circle() -> None:
+    """Past pi - margin, too, where cos(angle + margin) would make it fall again."""
+    margin = 0.5
+    loss = AAMSoftmax(4, 2, margin, scale=1.0).double()
+    loss.weight.data = torch.eye(4, dtype=torch.float64)[:2]
+    angles = torch.linspace(0.01, math.pi - 0.01, 200, dtype=torch.float64)
+    assert (angles > math.pi - margin).sum() > 20
+    turned = torch.stack([angles.cos(), *torch.zeros(2, 200), angles.sin()], 1)  # at right angles to the other center
+    losses = torch.stack([loss(each[None], torch.tensor([0]))[0] for each in turned])
+    assert (losses.diff() > 0).all()
 
 
 def test_accuracy_counts_the_nearest_center() -> None:
