@@ -26,7 +26,7 @@ from compress.artifact import Artifact, Threshold, versions
 from compress.audio import probe
 from compress.calibration import level_db
 from compress.config import RunConfig, from_mapping, with_links
-from compress.data import DataFolder, embedded_data
+from compress.data import DataFolder, copies_among, embedded_data
 from compress.errors import CompressError, InputError, MachineError, UnmetBudgetError
 from compress.evaluation.memory import peak_rss_of
 from compress.evaluation.side_by_side import time_runners
@@ -93,6 +93,7 @@ class Plan:
     calibration: DataFolder
     context: Context
     steps: tuple[PlannedStep, ...]
+    warnings: tuple[str, ...]
 
     @property
     def data_label(self) -> str:
@@ -133,6 +134,8 @@ def plan(config: RunConfig) -> Plan:
     calibration = data.calibration(config.calib) if wanted or config.calib else data.subset(())
     context = calibration_context(calibration, source)
     check_calibration(calibration, config.passes, context)
+    tested = data.subset(verification.trials.utterances)
+    warnings = [text for maker in config.passes for text in check_learned(maker, calibration, tested)]
     steps = [PlannedStep(config.folder / f"00-{BASELINE}", BASELINE, None)]
     names: list[str] = []
     for number, maker in enumerate(config.passes, start=1):
@@ -140,7 +143,7 @@ def plan(config: RunConfig) -> Plan:
         steps.append(PlannedStep(config.folder / f"{number:02d}-{maker.name}", variant, maker))
         if maker.name != "onnx":  # the export is a link, not a change: prune+ptq and not prune+onnx+ptq
             names.append(maker.name)
-    return Plan(config, source, data, trials, verification, calibration, context, tuple(steps))
+    return Plan(config, source, data, trials, verification, calibration, context, tuple(steps), tuple(warnings))
 
 
 def check_files(maker: Pass) -> None:
@@ -194,6 +197,39 @@ def check_calibration(calibration: DataFolder, makers: Sequence[Pass], context: 
         context.calibration[place]()
 
 
+def check_learned(maker: Pass, calibration: DataFolder, tested: DataFolder) -> list[str]:
+    """Refuse a pass that learns from what the run measures on.
+
+    Returns:
+        A warning, if it learns from other utterances of speakers who have to be strangers.
+
+    Raises:
+        InputError: If an utterance of the trials is learned from, under whatever name, or one of the files is missing.
+    """
+    learned = maker.learned(calibration)
+    if learned is None:
+        return []
+    for folder in (learned, tested):
+        for path in folder.paths.values():
+            if not path.is_file():
+                raise InputError(f"{path}: no such audio file; {folder.root} names it.")
+    shared = copies_among(learned.paths.values(), tested.paths.values())
+    if shared:
+        raise InputError(
+            f"{maker.name} would learn from {len(shared)} of the {len(tested)} utterances that the run measures on, one"
+            f" is {shared[0]}; the EER would be too good. Take them out of {learned.root}, or name other trials with"
+            " --data or --trials."
+        )
+    known = {tested.speakers.get(name) for name in tested.utterances} - {None}
+    same = known & {learned.speakers.get(name) for name in learned.utterances}
+    if maker.own_speakers or not same:
+        return []
+    return [
+        f"warning: {maker.name} learns from other utterances of {len(same)} of the {len(known)} speakers of the trials;"
+        " the EER of strangers may be higher."
+    ]
+
+
 def run(config: RunConfig, resume: bool = False, progress: Progress | None = None) -> dict[str, Any]:
     """Run the passes, measure after each, and write the run folder.
 
@@ -227,6 +263,8 @@ class Run:
         """Do every step, then time all variants side by side, then write the table and the report."""
         write_text(self.folder / MARKER, yaml.safe_dump(self.config.to_mapping(), sort_keys=False))
         self.event("start", resume=self.resume, version=compress.__version__)
+        for warning in self.plan.warnings:
+            self.progress.say(warning)
         rows: list[dict[str, Any]] = []
         artifact = self.plan.source
         failure: str | None = None
@@ -274,7 +312,7 @@ class Run:
 
     def step(self, step: PlannedStep, parent: Artifact) -> tuple[Artifact, list[dict[str, Any]]]:
         """Make and measure one step, or take it from the earlier run."""
-        key = _hash({**self.plan.inputs, "parent": parent.sha256, "pass": _identity(step.maker)})
+        key = _hash({**self.plan.inputs, "parent": parent.sha256, "pass": _identity(step.maker, self.plan.calibration)})
         earlier = self.earlier(step, key)
         if earlier and earlier.rows is not None:
             self.progress.say(f"{step.folder.name}: unchanged, taken from the earlier run")
@@ -613,11 +651,14 @@ def calibration_waveform(calibration: DataFolder, utterance: str, sample_rate: i
     return calibration.waveform(utterance, sample_rate)
 
 
-def _identity(maker: Pass | None) -> Any:
+def _identity(maker: Pass | None, calibration: DataFolder) -> Any:
     """What makes a step: the pass, its settings, what it reads, and its source, which may lie outside this package."""
     if maker is None:
         return None
-    return [maker.name, maker.settings, [sha256_of(Path(path)) for path in maker.reads], source_hash(type(maker))]
+    learned = maker.learned(calibration)
+    read = [sha256_of(Path(path)) for path in maker.reads]
+    read += [] if learned is None else [_list_hash(learned, learned.utterances)]
+    return [maker.name, maker.settings, read, source_hash(type(maker))]
 
 
 def source_hash(kind: type[Pass]) -> str | None:

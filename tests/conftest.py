@@ -199,13 +199,23 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder of 6 speakers, 3 utterances of 1 s each, with trials and a calibration list. Not to be changed."""
-    folder = tmp_path_factory.mktemp("speech") / "data"
+    return write_speech(tmp_path_factory.mktemp("speech") / "data", 4000)
+
+
+@pytest.fixture(scope="session")
+def other_speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of another second of the same utterances. Not to be changed."""
+    return write_speech(tmp_path_factory.mktemp("other") / "data", 24000)
+
+
+def write_speech(folder: Path, start: int) -> Path:
+    """Write one second of 3 utterances of 6 speakers each, from sample ``start`` on."""
     (folder / "wav").mkdir(parents=True)
     source = DataFolder.read(embedded_data())
     speakers = sorted(set(source.speakers.values()))[:6]
     chosen = [u for s in speakers for u in [u for u in source.utterances if source.speakers[u] == s][:3]]
     for utterance in chosen:
-        soundfile.write(folder / "wav" / f"{utterance}.wav", source.waveform(utterance, 16000)[4000:20000], 16000)
+        soundfile.write(folder / "wav" / f"{utterance}.wav", source.waveform(utterance, 16000)[start:][:16000], 16000)
     scp = "".join(f"{utterance} wav/{utterance}.wav\n" for utterance in chosen)
     pairs = [(a, b) for i, a in enumerate(chosen) for b in chosen[:i]]
     trials = "".join(f"{int(source.speakers[a] == source.speakers[b])} {a} {b}\n" for a, b in pairs)

@@ -24,8 +24,8 @@ from compress.config import RunConfig, from_mapping, read_yaml
 from compress.data import DataFolder
 from compress.errors import InputError, MachineError, ModelError, SettingError
 from compress.front_end_graph import front_end_graph, join_front_end
-from compress.passes import PTQ, TRT, Context, Optimize, Pass, Prune
-from compress.pipeline import claim_folder, plan, run
+from compress.passes import PTQ, TRT, Context, Finetune, Optimize, Pass, Prune
+from compress.pipeline import Plan, _identity, claim_folder, plan, run
 from compress.report import summarize
 from compress.runners import open_runner, torch_threads
 
@@ -704,3 +704,47 @@ def test_a_budget_that_is_not_met_fails_the_step_and_keeps_the_nearest(
     assert Artifact.load(out / "01-ptq").precision == "int8"
     *_, again = run(config, resume=True)["rows"]
     assert again["status"] == "failed"
+
+
+@pytest.mark.parametrize("name", ["distill", "finetune"])
+def test_nothing_is_measured_on_what_is_learned_from(
+    name: str, small_campplus: Artifact, speech_folder: Path, own_speech: Path, other_speech: Path, tmp_path: Path
+) -> None:
+    small_campplus.save(tmp_path / "small")
+
+    def planned(**settings: object) -> Plan:
+        values = {"model": str(tmp_path / "small"), "data": str(speech_folder), "passes": [{name: settings}]}
+        return plan(from_mapping(values, "test"))
+
+    message = rf"{name} would learn from 18 of the 18 utterances that the run measures on, one is .*\.wav; the EER"
+    for learned in ({"data": str(speech_folder)}, {"data": str(own_speech)}, {"utterances": 18}):
+        with pytest.raises(InputError, match=message):
+            planned(**learned)
+    per_speaker = tmp_path / "own"
+    for line in (own_speech / "utt2spk").read_text().splitlines():
+        utterance, speaker = line.split()
+        (per_speaker / speaker).mkdir(parents=True, exist_ok=True)
+        (own_speech / "wav" / f"{utterance}.wav").rename(per_speaker / speaker / f"{utterance}.wav")
+    with pytest.raises(InputError, match=message):
+        planned(data=str(per_speaker))
+    told = planned(data=str(other_speech)).warnings
+    assert told == (
+        ()
+        if name == "finetune"
+        else (
+            "warning: distill learns from other utterances of 6 of the 6 speakers of the trials; the EER of strangers"
+            " may be higher.",
+        )
+    )
+
+
+def test_a_step_is_another_one_when_audio_of_a_folder_per_speaker_changes(own_speech: Path, tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    file = (own_speech / "wav").rename(tmp_path / "own" / "anna") / "new.wav"
+    before = _identity(Finetune(data=str(tmp_path / "own")), DataFolder(tmp_path, {}))
+    assert before == _identity(Finetune(data=str(tmp_path / "own")), DataFolder(tmp_path, {}))
+    shutil.copy(next(file.parent.iterdir()), file)
+    added = _identity(Finetune(data=str(tmp_path / "own")), DataFolder(tmp_path, {}))
+    file.write_bytes(file.read_bytes()[:-2])
+    changed = _identity(Finetune(data=str(tmp_path / "own")), DataFolder(tmp_path, {}))
+    assert before != added != changed != before

@@ -89,5 +89,7 @@ def print_plan(planned: Plan) -> None:
     click.echo(f"data         {planned.data.root}: {len(trials.utterances)} utterances, {len(trials):,} trials")
     click.echo(f"calibration  {len(planned.calibration)} utterances")
     click.echo(f"out          {planned.config.folder}")
+    for warning in planned.warnings:
+        click.echo(warning, err=True)
     for step in planned.steps:
         click.echo(f"{step.folder.name:<12} {step.maker}" if step.maker else f"{step.folder.name:<12} as it is")

@@ -6,6 +6,7 @@ and line; ``compress data check`` collects them all instead.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from compress.audio import AUDIO_SUFFIXES, Array, read_audio
 from compress.errors import InputError
-from compress.files import replaced_folder
+from compress.files import replaced_folder, sha256_of
 
 LABELS = {"1": True, "0": False, "target": True, "nontarget": False}
 
@@ -278,6 +279,22 @@ class DataFolder:
         if count is not None:
             entries = [entries[i * len(entries) // count] for i in range(count)]
         return DataFolder(scp.parent, dict(entries), _optional_table(scp.parent / "utt2spk"))
+
+
+def copies_among(files: Iterable[Path], others: Iterable[Path]) -> list[Path]:
+    """Those of ``files`` whose bytes one of ``others`` holds as well: the same file, or a copy of any name.
+
+    Only files of the size of one of ``others`` are read.
+    """
+    of_size: dict[int, list[Path]] = {}
+    for path in others:
+        of_size.setdefault(path.stat().st_size, []).append(path)
+
+    @cache
+    def hashes(size: int) -> set[str]:
+        return {sha256_of(path) for path in of_size.get(size, ())}
+
+    return [path for path in files if path.stat().st_size in of_size and sha256_of(path) in hashes(path.stat().st_size)]
 
 
 def list_speakers(root: Path) -> tuple[dict[str, Path], dict[str, str]]:

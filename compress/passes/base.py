@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from compress.artifact import Artifact, Format, Step
 from compress.calibration import choose_utterances
+from compress.data import DataFolder
 from compress.errors import InputError, ModelError, SettingError, unknown_name
 from compress.progress import Progress, Silent
 
@@ -119,11 +120,13 @@ class Pass(ABC):
         name: On the command line and in the history.
         accepts: Format of the artifact it takes.
         returns: Format of the artifact it gives.
+        own_speakers: Whether it is meant to learn the speakers that are met in use.
     """
 
     name: ClassVar[str]
     accepts: ClassVar[Format]
     returns: ClassVar[Format]
+    own_speakers: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, artifact: Artifact, context: Context) -> Artifact:
@@ -142,6 +145,17 @@ class Pass(ABC):
     def reads(self) -> tuple[str, ...]:
         """Files beside the artifact whose content decides what the pass gives."""
         return ()
+
+    def learned(self, calibration: DataFolder) -> DataFolder | None:
+        """The utterances that the network learns from, so that a run can be refused that measures on them.
+
+        Args:
+            calibration: The calibration list.
+
+        Raises:
+            InputError: If a data folder is missing or broken.
+        """
+        return None
 
     def missing(self) -> str | None:
         """What this machine lacks for the pass and how to get it, so that a run can be refused before it starts."""

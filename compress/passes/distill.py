@@ -146,6 +146,12 @@ class Distill(Pass):
             found += [str(path) for path in lists if path.is_file()]
         return (*found, *([] if self.noise is None else [self.noise]))
 
+    def learned(self, calibration: DataFolder) -> DataFolder:
+        """The data folder, or what is taken of the calibration list."""
+        if self.data is not None:
+            return DataFolder.read(self.data)
+        return calibration.subset(spread(calibration.utterances, self.utterances))
+
     def missing(self) -> str | None:
         """Why the device cannot be used here."""
         if self.device == "cuda" and probe_cuda().missing:

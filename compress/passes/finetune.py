@@ -35,6 +35,7 @@ class Finetune(Pass):
     name: ClassVar[str] = "finetune"
     accepts: ClassVar[Format] = Format.TORCH
     returns: ClassVar[Format] = Format.TORCH
+    own_speakers: ClassVar[bool] = True
 
     data: str | None = None  # a data folder, or one folder per speaker; none: the calibration list
     utterances: int = 60  # of the calibration list, without data
@@ -105,6 +106,12 @@ class Finetune(Pass):
                 found += [*(lists[0] / name for name in ("wav.scp", "utt2spk")), lists[1]]
         found = [path for path in found if path.is_file()]
         return (*map(str, found), *([] if self.noise is None else [self.noise]))
+
+    def learned(self, calibration: DataFolder) -> DataFolder:
+        """The data folder, or what is taken of the calibration list."""
+        if self.data is not None:
+            return DataFolder.read(self.data)
+        return calibration.subset(spread(calibration.utterances, self.utterances))
 
     def missing(self) -> str | None:
         """Why the device cannot be used here."""

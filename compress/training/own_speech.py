@@ -9,7 +9,7 @@ import numpy as np
 
 from compress.artifact import Artifact
 from compress.audio import check_waveform, probe
-from compress.data import DataFolder
+from compress.data import DataFolder, copies_among
 from compress.errors import InputError
 from compress.training.augment import PCM, Array, Augmentation, augment
 from compress.training.corpus import to_pcm
@@ -185,13 +185,13 @@ def read_exam(where: str, artifact: Artifact, learned: Sequence[Path]) -> Exam:
     path = Path(where)
     folder = DataFolder.read(path.parent if path.is_file() else path)
     trials = folder.trials(path.name if path.is_file() else None)
-    shared = {folder.path(name).resolve() for name in trials.utterances} & set(learned)
+    check_audio(folder, trials.utterances, artifact)
+    shared = copies_among([folder.path(name) for name in trials.utterances], learned)
     if shared:
         raise InputError(
-            f"{where}: {len(shared)} of its {len(trials.utterances)} utterances are learned from, one is {min(shared)};"
+            f"{where}: {len(shared)} of its {len(trials.utterances)} utterances are learned from, one is {shared[0]};"
             " the EER would be too good. Take them out of the data or of the trials."
         )
-    check_audio(folder, trials.utterances, artifact)
     load = [partial(features_of, folder, name, artifact) for name in trials.utterances]
     speakers = np.array([folder.speaker(name) for name in trials.utterances], dtype=np.str_)
     about = f"{len(trials.utterances)} utterances of {where}"

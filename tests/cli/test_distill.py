@@ -48,7 +48,12 @@ def test_a_pass_alone_needs_a_teacher_and_learns_from_it(
 
 @pytest.mark.slow
 def test_a_run_with_distill_is_resumed(
-    cli: Callable, small_campplus: Artifact, speech_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Callable,
+    small_campplus: Artifact,
+    speech_folder: Path,
+    other_speech: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "small"
     small_campplus.save(folder)
@@ -57,7 +62,7 @@ def test_a_run_with_distill_is_resumed(
         "prune.ratio": 0.3,
         "prune.scope": "uniform",
         "prune.bn_utterances": 0,
-        "distill.data": speech_folder,
+        "distill.data": other_speech,
         "distill.steps": 2,
         "distill.crops": 16,
         "distill.crop_s": 0.5,

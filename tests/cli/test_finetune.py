@@ -44,9 +44,9 @@ def test_a_model_learns_own_speech(cli: Callable, folder: Path, speech_folder: P
 
 
 def test_what_is_refused_is_the_model_as_it_was_and_the_exit_code_tells(
-    cli: Callable, folder: Path, speech_folder: Path, own_speech: Path, tmp_path: Path
+    cli: Callable, folder: Path, speech_folder: Path, other_speech: Path, tmp_path: Path
 ) -> None:
-    given = ("finetune", folder, "--data", speech_folder, "--keep", own_speech, "--keep-points", 0)
+    given = ("finetune", folder, "--data", speech_folder, "--keep", other_speech, "--keep-points", 0)
     outcomes = set()
     for seed in (1, 2, 3):
         out = tmp_path / f"tuned{seed}"
@@ -58,12 +58,14 @@ def test_what_is_refused_is_the_model_as_it_was_and_the_exit_code_tells(
 
 
 @pytest.mark.slow
-def test_a_run_with_finetune_is_resumed(cli: Callable, folder: Path, speech_folder: Path, tmp_path: Path) -> None:
+def test_a_run_with_finetune_is_resumed(
+    cli: Callable, folder: Path, speech_folder: Path, other_speech: Path, tmp_path: Path
+) -> None:
     settings = {
         "prune.ratio": 0.4,
         "prune.scope": "uniform",
         "prune.bn_utterances": 0,
-        "finetune.data": speech_folder,
+        "finetune.data": other_speech,
         "finetune.steps": 2,
         "finetune.crops": 16,
         "finetune.crop_s": 0.5,
