@@ -404,7 +404,7 @@ def test_settings_are_read_as_text_and_as_values() -> None:
 )
 def test_what_this_network_cannot_give_is_told(plain, tiny_context, settings: dict[str, object], message: str) -> None:
     with pytest.raises(CompressError, match=message):
-        Prune(**settings).run(plain, tiny_context)
+        Prune(**settings).run(plain, replace(tiny_context, speakers=()))
 
 
 def test_too_few_utterances_are_told(tiny: Artifact, noise) -> None:
