@@ -1,7 +1,6 @@
 import json
 import multiprocessing
 import multiprocessing.process
-import os
 import random
 import signal
 import time
@@ -293,23 +292,6 @@ def test_out_of_memory_says_what_to_set_and_leaves_the_last_checkpoint(
     assert good.step == 2
     train(good, replace(RECIPE, accumulation=2), crops(), tmp_path, lambda line: None, workers=0)
     assert good.step == RECIPE.steps
-
-
-class Killing(Crops):
-    """Its fourth batch kills the process that makes it, as a machine without memory does."""
-
-    def share(self, step: int, rank: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if step == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().share(step, rank, count)
-
-
-def test_a_killed_worker_is_told_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
-    whole = crops()
-    killing = Killing(RECIPE, whole.utterances, whole.speakers, whole.noises)
-    with pytest.raises(MachineError, match=r"makes batches was killed after step \d.* fewer --workers than 1\."):
-        train(state(), RECIPE, killing, tmp_path, lambda line: None, checkpoint_every=1, workers=1)
-    assert not list(tmp_path.glob(".*"))
 
 
 def test_out_of_memory_at_the_start_says_what_to_set() -> None:
