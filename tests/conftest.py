@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import soundfile
 import torch
+from hypothesis import settings
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
@@ -25,6 +26,8 @@ from compress.passes import PTQ, TRT, Context, Onnx, OpenVINO, Prune, onnx_expor
 from compress.pipeline import RunConfig, run
 
 REPOSITORY = Path(__file__).parent.parent
+settings.register_profile("untimed", deadline=None)  # a test may take long on a machine with other work
+settings.load_profile("untimed")
 os.environ["COMPRESS_CACHE"] = "off"  # no test leaves compiled networks in the user's cache folder
 
 
