@@ -14,8 +14,8 @@ from compress.artifact import FILE_NAMES, Artifact, Format, FrontEnd
 from compress.data import DataFolder, read_scp
 from compress.errors import InputError, ModelError, SettingError
 from compress.front_end_graph import split_front_end
-from compress.machine import probe_cuda
-from compress.passes.base import Array, Context, Pass, Preview, spread
+from compress.passes.base import Array, Context, Preview, spread
+from compress.passes.learning import LearningPass
 from compress.training.augment import at_snr, random_crop
 from compress.training.corpus import to_pcm
 from compress.training.crops import cut_crops, hold_out, numbered
@@ -43,7 +43,7 @@ SNR_DB = (5.0, 25.0)
 
 @final
 @dataclass(frozen=True)
-class Distill(Pass):
+class Distill(LearningPass):
     """Teach the network to give what a teacher gives, by default the network the run started from."""
 
     name: ClassVar[str] = "distill"
@@ -129,11 +129,6 @@ class Distill(Pass):
         )
 
     @property
-    def calibration_utterances(self) -> int:
-        """Utterances of the calibration list, where it is what is learned from."""
-        return self.utterances if self.data is None else 0
-
-    @property
     def reads(self) -> tuple[str, ...]:
         """The teacher's file, and the lists of data and noise; of the audio itself only the names."""
         found = []
@@ -145,18 +140,6 @@ class Distill(Pass):
             lists = [Path(self.data) / name for name in ("wav.scp", "utt2spk")]  # a folder per speaker has neither
             found += [str(path) for path in lists if path.is_file()]
         return (*found, *([] if self.noise is None else [self.noise]))
-
-    def learned(self, calibration: DataFolder) -> DataFolder:
-        """The data folder, or what is taken of the calibration list."""
-        if self.data is not None:
-            return DataFolder.read(self.data)
-        return calibration.subset(spread(calibration.utterances, self.utterances))
-
-    def missing(self) -> str | None:
-        """Why the device cannot be used here."""
-        if self.device == "cuda" and probe_cuda().missing:
-            return f"device cuda: {probe_cuda().missing}. Use distill.device=cpu."
-        return None
 
     def preview(self, artifact: Artifact, context: Context) -> Preview:
         """The teacher, the layers that would be compared, and the weights."""

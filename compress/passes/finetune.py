@@ -13,8 +13,8 @@ import torch
 from compress.artifact import Artifact, Format
 from compress.data import DataFolder, read_scp
 from compress.errors import InputError, SettingError, UnmetBudgetError
-from compress.machine import probe_cuda
-from compress.passes.base import Cell, Context, Pass, Preview, spread
+from compress.passes.base import Cell, Context, Preview, spread
+from compress.passes.learning import LearningPass
 from compress.training.crops import cut_crops, numbered
 from compress.training.distiller import Lesson, Schedule
 from compress.training.finetuner import Change, Exam, Unfreezing, blocks_of, finetune, hold_back
@@ -29,7 +29,7 @@ FEWEST_CROPS = 2  # of each speaker
 
 @final
 @dataclass(frozen=True)
-class Finetune(Pass):
+class Finetune(LearningPass):
     """Teach the network the speakers of own data, part by part from the output down; a worse one is refused."""
 
     name: ClassVar[str] = "finetune"
@@ -91,11 +91,6 @@ class Finetune(Pass):
         return Objective(alpha=1.0, embedding=self.hold, margin=self.margin, scale=self.scale)
 
     @property
-    def calibration_utterances(self) -> int:
-        """Utterances of the calibration list, where it is what is learned from."""
-        return self.utterances if self.data is None else 0
-
-    @property
     def reads(self) -> tuple[str, ...]:
         """The lists of all data; of the audio itself only the names."""
         found: list[Path] = []
@@ -106,18 +101,6 @@ class Finetune(Pass):
                 found += [*(lists[0] / name for name in ("wav.scp", "utt2spk")), lists[1]]
         found = [path for path in found if path.is_file()]
         return (*map(str, found), *([] if self.noise is None else [self.noise]))
-
-    def learned(self, calibration: DataFolder) -> DataFolder:
-        """The data folder, or what is taken of the calibration list."""
-        if self.data is not None:
-            return DataFolder.read(self.data)
-        return calibration.subset(spread(calibration.utterances, self.utterances))
-
-    def missing(self) -> str | None:
-        """Why the device cannot be used here."""
-        if self.device == "cuda" and probe_cuda().missing:
-            return f"device cuda: {probe_cuda().missing}. Use finetune.device=cpu."
-        return None
 
     def preview(self, artifact: Artifact, context: Context) -> Preview:
         """The parts with the steps at which they start, and what is learned from and tested on."""
