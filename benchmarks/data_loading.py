@@ -1,14 +1,14 @@
 """Whether making batches keeps up with learning on two cores; its section of docs/results.md.
 
-    python benchmarks/data_loading.py [--steps 20] [--batches 10] [--utterances 600] [--threads 1] [--profile] [--dry]
+    python benchmarks/data_loading.py [--steps 20] [--batches 10] [--utterances 600] [--threads 2] [--profile] [--dry]
 
 The recipe of the embedded CAM++ on train speakers of speechocean762, with ESC-10 as noise, from the folder that
-COMPRESS_BENCH_DATA names (unset: ../shared/data beside the repository). One process learns with `--threads` threads,
-and one makes batches beside it, as `compress train` does by default. Audio is held in memory, read from the shards of
-stage 1, or replaced by the stored features of stage 2.
+COMPRESS_BENCH_DATA names (unset: ../shared/data beside the repository). As `compress train` does by default, one
+process learns on all cores (or `--threads`), and one makes batches beside it. Audio is held in memory, read from the
+shards of stage 1, or replaced by the stored features of stage 2.
 
 CPU time moves little with other work on the machine: where a step takes more of it than a batch, one process keeps up.
-The share that waits for data is of the wall time of the steps; the first three are left out, while the loader fills.
+The share that waits for data is of the wall time of the steps; the first five are left out, while the loader fills.
 `--profile` prints where the time of a live batch goes. `--dry` prints the table and writes nothing.
 """
 
@@ -26,7 +26,6 @@ import click
 import torch
 from pruning import markdown
 from results import write_section
-from torch.utils.data import DataLoader
 
 from compress import machine
 from compress.artifact import Artifact, versions
@@ -36,11 +35,11 @@ from compress.training.corpus import Corpus
 from compress.training.prepare import Files, list_noise, list_speech, prepare
 from compress.training.recipe import Recipe, build_network, read_recipe
 from compress.training.stored import StoredCrops, store_features
-from compress.training.trainer import Crops, State, train_step
+from compress.training.trainer import Crops, State, batches, train_step
 
 BENCH_DATA = Path(os.environ.get("COMPRESS_BENCH_DATA", Path(__file__).parent.parent / ".." / "shared" / "data"))
 RECIPE = Path(__file__).parent.parent / "recipes" / "campplus_speechocean762.yaml"
-FILLING = 3  # steps while the loader fills
+FILLING = 5  # steps while the loader fills
 COLUMNS = ("audio", "features", "crop", "batch, CPU", "step, CPU", "CPU of a step / of a batch", "step, wall", "waits")
 
 
@@ -56,12 +55,12 @@ class Timing:
 
 @click.command()
 @click.option("--steps", default=20, show_default=True, help="Of learning, after those while the loader fills.")
-@click.option("--batches", default=10, show_default=True, help="That are timed alone.")
+@click.option("--batches", "alone", default=10, show_default=True, help="That are timed alone.")
 @click.option("--utterances", default=600, show_default=True)
-@click.option("--threads", default=1, show_default=True, help="Of the process that learns.")
+@click.option("--threads", default=machine.cores(), show_default=True, help="Of the process that learns.")
 @click.option("--profile", is_flag=True, help="Print where the time of a live batch goes, and end.")
 @click.option("--dry", is_flag=True, help="Print the table instead of writing it.")
-def main(steps: int, batches: int, utterances: int, threads: int, profile: bool, dry: bool) -> None:
+def main(steps: int, alone: int, utterances: int, threads: int, profile: bool, dry: bool) -> None:
     """Prepare data, time every way to make batches, and write the table."""
     speech = BENCH_DATA / "speechocean762" / "train"
     if not speech.is_dir():
@@ -74,7 +73,7 @@ def main(steps: int, batches: int, utterances: int, threads: int, profile: bool,
         corpus = few(speech, utterances, folder, bars)
         live = Crops(recipe, corpus.utterances, corpus.speakers, corpus.noises)
         if profile:
-            print_profile(live, batches)
+            print_profile(live, alone)
             return
         in_memory = Crops(
             recipe, list(map(copied, corpus.utterances)), corpus.speakers, list(map(copied, corpus.noises))
@@ -85,7 +84,7 @@ def main(steps: int, batches: int, utterances: int, threads: int, profile: bool,
         rows = []
         for first, crop_s in ((0, recipe.crop_s), (recipe.steps - recipe.final_steps, recipe.final_crop_s)):
             for (audio, features), crops in ways.items():
-                found = measure(recipe, crops, first, steps, batches)
+                found = measure(recipe, crops, first, steps, alone)
                 bars.say(f"{audio}, {features}, {crop_s:g} s: {found}")
                 rows.append(row(audio, features, crop_s, found))
     text = (
@@ -115,19 +114,19 @@ def copied(samples: PCM) -> PCM:
     return samples.copy()
 
 
-def measure(recipe: Recipe, crops: Crops, first: int, steps: int, batches: int) -> Timing:
+def measure(recipe: Recipe, crops: Crops, first: int, steps: int, alone: int) -> Timing:
     """Time batches alone, then steps with a process beside that makes them."""
-    alone = []
-    for step in range(first, first + batches):
+    made = []
+    for step in range(first, first + alone):
         started = time.process_time()
         crops[step]
-        alone.append(time.process_time() - started)
+        made.append(time.process_time() - started)
 
     torch.manual_seed(0)
     model = build_network(recipe)
     width = Artifact.from_module(model).embedding_size
     state = State(model, width, crops.num_speakers * len(recipe.speeds), recipe)
-    loader = iter(DataLoader(crops, batch_size=None, sampler=range(first, first + FILLING + steps), num_workers=1))
+    loader = iter(batches(crops, range(first, first + FILLING + steps), workers=1))
     waited, learned, computed = [], [], []
     for _ in range(FILLING + steps):
         started = time.monotonic()
@@ -138,7 +137,7 @@ def measure(recipe: Recipe, crops: Crops, first: int, steps: int, batches: int) 
         learned.append(time.monotonic() - there)
         computed.append(time.process_time() - before)
     waiting, learning = sum(waited[FILLING:]), sum(learned[FILLING:])
-    medians = [statistics.median(times) for times in (alone, computed[FILLING:], learned[FILLING:])]
+    medians = [statistics.median(times) for times in (made, computed[FILLING:], learned[FILLING:])]
     return Timing(*medians, waiting / (waiting + learning))
 
 
@@ -149,12 +148,12 @@ def row(audio: str, features: str, crop_s: float, found: Timing) -> list[str]:
     return [audio, features, f"{crop_s:g} s", *seconds, ratio, f"{found.step_s:.2f} s", f"{found.waiting:.1%}"]
 
 
-def print_profile(crops: Crops, batches: int) -> None:
+def print_profile(crops: Crops, count: int) -> None:
     """Print the functions that take most time."""
     crops[0]
     profile = cProfile.Profile()
     profile.enable()
-    for step in range(1, 1 + batches):
+    for step in range(1, 1 + count):
         crops[step]
     profile.disable()
     pstats.Stats(profile).sort_stats("tottime").print_stats(25)

@@ -352,14 +352,10 @@ def train(
         MachineError: If the disk is full, or memory too small.
     """
     end = recipe.steps if until is None else until
-    steps = range(state.step, end)
-    ahead = 4 if workers else None
-    own = Shares(crops, state.processes)
-    loader = DataLoader(own, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=ahead)
     checkpoint = folder / "checkpoint.pt"
     try:
         with interrupts_put_off() as caught:
-            for features, labels in loader:
+            for features, labels in batches(crops, range(state.step, end), workers, state.processes):
                 started = time.monotonic()
                 if 0 < state.step == recipe.speeds_from_step:
                     state.spread_classes(crops.num_speakers)
@@ -391,6 +387,15 @@ def train(
             f" full. Go on with --resume and fewer --workers than {workers}."
         ) from error
     state.save(checkpoint)
+
+
+def batches(
+    crops: Crops, steps: range, workers: int, processes: Processes = ALONE
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """The batches of some steps, made ahead by ``workers`` processes; of several that train, the share of this one."""
+    ahead = 4 if workers else None
+    own = Shares(crops, processes)
+    return DataLoader(own, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=ahead)
 
 
 @contextmanager
