@@ -146,6 +146,20 @@ def tiny_openvino_int8(tiny_int8: Artifact, tiny_context: Context) -> Artifact:
 
 
 @pytest.fixture(scope="session")
+def small_arguments() -> dict[str, dict[str, Any]]:
+    """What makes each network known by name small; its ends are the caller's."""
+    return {
+        "campplus": {"growth_rate": 8, "bn_size": 2, "init_channels": 8},
+        "tdnn_blstm": {"channels": 12, "hidden_size": 8, "attention_channels": 6},
+        "ecapa_tdnn": {"channels": [16, 16, 16, 16, 24], "attention_channels": 6, "res2net_scale": 4, "se_channels": 6},
+        "eres2net": {"m_channels": 4},
+        "eres2netv2": {"m_channels": 8, "scale": 3},
+        "resnet34": {"m_channels": 3},
+        "fsmn_vad": {"input_affine_dim": 12, "linear_dim": 14, "proj_dim": 8, "output_affine_dim": 10, "output_dim": 9},
+    }
+
+
+@pytest.fixture(scope="session")
 def small_campplus() -> Artifact:
     """CAM++ of half the width with random weights."""
     torch.manual_seed(0)

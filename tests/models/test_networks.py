@@ -10,15 +10,6 @@ from torch import Tensor, nn
 from compress.models import ARCHITECTURES, architecture
 
 BINS = 16
-SMALL: dict[str, dict[str, Any]] = {
-    "campplus": {"growth_rate": 8, "bn_size": 2, "init_channels": 8},
-    "tdnn_blstm": {"channels": 12, "hidden_size": 8, "attention_channels": 6},
-    "ecapa_tdnn": {"channels": [16, 16, 16, 16, 24], "attention_channels": 6, "res2net_scale": 4, "se_channels": 6},
-    "eres2net": {"m_channels": 4},
-    "eres2netv2": {"m_channels": 8, "scale": 3},
-    "resnet34": {"m_channels": 3},
-    "fsmn_vad": {"input_affine_dim": 12, "linear_dim": 14, "proj_dim": 8, "output_affine_dim": 10, "output_dim": 9},
-}
 WIDER: dict[str, dict[str, Any]] = {
     "campplus": {"growth_rate": 12, "bn_size": 2, "init_channels": 10},
     "tdnn_blstm": {"channels": 20, "hidden_size": 11, "attention_channels": 7},
@@ -58,9 +49,9 @@ def features(batch: int, frames: int) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def small() -> dict[str, nn.Module]:
+def small(small_arguments: dict[str, dict[str, Any]]) -> dict[str, nn.Module]:
     """Every network at a small width. Not to be changed."""
-    return {name: build(name, SMALL[name]) for name in ARCHITECTURES}
+    return {name: build(name, small_arguments[name]) for name in ARCHITECTURES}
 
 
 @every_network

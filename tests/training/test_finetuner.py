@@ -18,20 +18,12 @@ from compress.training.finetuner import Exam, Unfreezing, blocks_of, finetune, h
 from compress.training.objective import Objective
 from compress.training.teacher import Answers
 
-SMALL: dict[str, dict[str, Any]] = {
-    "campplus": {"growth_rate": 8, "bn_size": 2, "init_channels": 8},
-    "tdnn_blstm": {"channels": 12, "hidden_size": 8, "attention_channels": 6},
-    "ecapa_tdnn": {"channels": [16, 16, 16, 16, 24], "attention_channels": 6, "res2net_scale": 4, "se_channels": 6},
-    "eres2net": {"m_channels": 4},
-    "eres2netv2": {"m_channels": 8, "scale": 3},
-    "resnet34": {"m_channels": 3},
-}
 SPEAKERS = [name for name, entry in ARCHITECTURES.items() if entry.task == "sv"]
 
 
-def small(name: str) -> nn.Module:
+def small(name: str, arguments: dict[str, dict[str, Any]]) -> nn.Module:
     torch.manual_seed(0)
-    model: nn.Module = architecture(name).build(feat_dim=16, embedding_size=10, **SMALL[name])
+    model: nn.Module = architecture(name).build(feat_dim=16, embedding_size=10, **arguments[name])
     return model.eval()
 
 
@@ -46,8 +38,8 @@ def lesson_of(model: nn.Module, crops: int = 24, speakers: int = 4) -> Lesson:
 
 
 @pytest.mark.parametrize("name", SPEAKERS)
-def test_every_network_is_cut_into_parts_that_hold_each_parameter_once(name: str) -> None:
-    model = small(name)
+def test_every_network_is_cut_into_parts_that_hold_each_parameter_once(small_arguments, name: str) -> None:
+    model = small(name, small_arguments)
     blocks = blocks_of(model, torch.zeros(1, 100, 16), 4)
     assert len(blocks) == 5
     found = Counter(id(parameter) for block in blocks for parameter in block)
@@ -60,8 +52,8 @@ def test_every_network_is_cut_into_parts_that_hold_each_parameter_once(name: str
 
 
 @pytest.mark.parametrize("name", SPEAKERS)
-def test_every_network_learns_to_tell_speakers_apart(name: str) -> None:
-    model = small(name)
+def test_every_network_learns_to_tell_speakers_apart(small_arguments, name: str) -> None:
+    model = small(name, small_arguments)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     schedule, unfreezing = Schedule(8, 8, 5e-3, 1), Unfreezing(4, 0.7, 0.2, 0.6)
     lesson = lesson_of(model)
