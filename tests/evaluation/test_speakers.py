@@ -40,16 +40,6 @@ class Recorder:
         self.tracked.append((description, total, count))
 
 
-@pytest.fixture(scope="module")
-def verification(speech_folder: Path) -> Verification:
-    return Verification.read(DataFolder.read(speech_folder))
-
-
-@pytest.fixture(scope="module")
-def runner(tiny_graph: Path) -> OnnxRuntimeRunner:
-    return OnnxRuntimeRunner(Artifact.from_onnx(tiny_graph), 1)
-
-
 def random_trials(seed: int, speakers: int = 8, each: int = 3) -> tuple[Verification, np.ndarray]:
     """All pairs of random embeddings that speakers share a part of."""
     rng = np.random.default_rng(seed)

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.artifact import Artifact
 from compress.data import DataFolder, Trials
 from compress.decision import Cohort
 from compress.errors import InputError, SettingError
@@ -175,40 +174,30 @@ def test_wrong_settings_name_what_is_needed(wanted: dict, message: str) -> None:
         Wanted(**wanted)
 
 
-@pytest.fixture(scope="module")
-def spoken(speech_folder: Path) -> Verification:
-    return Verification.read(DataFolder.read(speech_folder))
-
-
-@pytest.fixture(scope="module")
-def runner(tiny_graph: Path) -> OnnxRuntimeRunner:
-    return OnnxRuntimeRunner(Artifact.from_onnx(tiny_graph), 1)
-
-
 def dealt(folder: DataFolder, speakers: int) -> DataFolder:
     """The same audio under the names of so many other speakers."""
     copied = {f"copy-{u}": folder.path(u) for u in folder.utterances}
     return DataFolder(folder.root, copied, {u: f"other{i % speakers}" for i, u in enumerate(copied)})
 
 
-def test_the_cohort_may_not_hold_speakers_of_the_trials(spoken: Verification, runner: OnnxRuntimeRunner) -> None:
-    ten = {utterance: f"new{i % 10}" for i, utterance in enumerate(spoken.folder.utterances)}
-    first = spoken.folder.utterances[0]
-    ten[first] = spoken.folder.speaker(first)
-    shared = DataFolder(spoken.folder.root, spoken.folder.paths, ten)
+def test_the_cohort_may_not_hold_speakers_of_the_trials(verification: Verification, runner: OnnxRuntimeRunner) -> None:
+    ten = {utterance: f"new{i % 10}" for i, utterance in enumerate(verification.folder.utterances)}
+    first = verification.folder.utterances[0]
+    ten[first] = verification.folder.speaker(first)
+    shared = DataFolder(verification.folder.root, verification.folder.paths, ten)
     with pytest.raises(InputError, match=rf"has 1 speakers of the trials \({ten[first]}\)"):
-        make_cohort(shared, spoken, runner, Silent(), 5)
+        make_cohort(shared, verification, runner, Silent(), 5)
 
 
-def test_the_cohort_may_not_hold_audio_of_the_trials(spoken: Verification, runner: OnnxRuntimeRunner) -> None:
+def test_the_cohort_may_not_hold_audio_of_the_trials(verification: Verification, runner: OnnxRuntimeRunner) -> None:
     with pytest.raises(InputError, match=r"is in the trials and in the cohort \(18 files are\)"):
-        make_cohort(dealt(spoken.folder, 10), spoken, runner, Silent(), 5)
+        make_cohort(dealt(verification.folder, 10), verification, runner, Silent(), 5)
     with pytest.raises(InputError, match="has 9 speakers; 10 are needed, better 100"):
-        make_cohort(dealt(spoken.folder, 9), spoken, runner, Silent(), 5)
+        make_cohort(dealt(verification.folder, 9), verification, runner, Silent(), 5)
 
 
-def test_a_cohort_is_the_mean_direction_of_each_speaker(spoken: Verification, runner: OnnxRuntimeRunner) -> None:
-    heard = spoken.folder
+def test_a_cohort_is_the_mean_direction_of_each_speaker(verification: Verification, runner: OnnxRuntimeRunner) -> None:
+    heard = verification.folder
     nobody = Verification(DataFolder(heard.root, {}), Trials((), *(np.empty(0, np.intp),) * 3), *(np.empty(0),) * 2)
     cohort = make_cohort(dealt(heard, 10), nobody, runner, Silent(), 2)
     assert (cohort.embeddings.shape, cohort.top_n) == ((10, 24), 10)
