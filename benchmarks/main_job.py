@@ -1,10 +1,11 @@
-"""The main job on real speech and on the embedded data; writes its section of docs/results.md.
+"""The main jobs on real speech and on the embedded data; their sections of docs/results.md.
 
-    python benchmarks/main_job.py [--threads 1]
+    python benchmarks/main_job.py [--jobs plain,recovered-40,recovered-60,embedded] [--threads 1]
 
-Real speech is speechocean762 in the folder that COMPRESS_BENCH_DATA names (unset: ../shared/data beside the
-repository), with its 50 dev speakers for trials and its train speakers for calibration. Without it only the
-embedded data are measured. Latencies are interleaved in each run.
+A job is one `compress run`, and its table. Real speech is speechocean762 in the folder that COMPRESS_BENCH_DATA names
+(unset: ../shared/data beside the repository), with its 50 dev speakers for trials and its train speakers for
+calibration and, without their labels, to distil on. Without it only the embedded data are measured. Latencies are
+interleaved in each run.
 """
 
 import os
@@ -28,40 +29,54 @@ from compress.units import format_interval, format_percent, format_speedup
 
 REPOSITORY = Path(__file__).parent.parent
 BENCH_DATA = Path(os.environ.get("COMPRESS_BENCH_DATA", REPOSITORY / ".." / "shared" / "data"))
+CORPUS = BENCH_DATA / "speechocean762"
 FULL_EER, HARD_EER = 0.035, 0.055
 LDA_BASELINE = "4.96 % on `trials_full`, 8.47 % on `trials_hard`"  # from the corpus folder's README
 INT8_SIZE, INT8_SPEED, INT8_EER_RISE = 0.32, 1.8, 0.003  # bars: of the FP32 ONNX file, times its speed, fraction
+RECOVERED = {40: 0.002, 60: 0.006}  # percent removed -> bar for the rise of the EER after distilling, fraction
+JOBS = ("plain", *(f"recovered-{removed}" for removed in RECOVERED), "embedded")
 
 
 @click.command()
+@click.option("--jobs", default=",".join(JOBS), show_default=True, help="Which, with commas between.")
 @click.option("--threads", default=1, show_default=True)
-def main(threads: int) -> None:
-    """Run both jobs and write their section of docs/results.md."""
+def main(jobs: str, threads: int) -> None:
+    """Run the jobs and write each one's section of docs/results.md."""
     bars = Bars()
-    parts = []
+    for job in jobs.split(","):
+        if job not in JOBS:
+            raise click.BadParameter(f"unknown job '{job}'; there are {', '.join(JOBS)}")
+        if job != "embedded" and not CORPUS.is_dir():
+            bars.say(f"{job}: no speech at {CORPUS}; set COMPRESS_BENCH_DATA")
+            continue
+        text = measured(job, threads, bars)
+        write_section("main_job", text, job)
+        click.echo(text)
+
+
+def measured(job: str, threads: int, bars: Bars) -> str:
+    """Run one job; its section."""
+    if job == "embedded":
+        passes: Any = "prune,ptq,trt"
+    elif job == "plain":
+        passes = "prune,ptq"
+    else:
+        ratio = float(job.removeprefix("recovered-")) / 100
+        passes = [{"prune": {"ratio": ratio}}, {"distill": {"data": str(CORPUS / "train")}}, "ptq"]
+    speech = {"data": str(CORPUS / "dev"), "trials": "trials_hard", "calib": str(CORPUS / "train" / "calib.scp")}
     with tempfile.TemporaryDirectory() as folder:
-        corpus = BENCH_DATA / "speechocean762"
-        if corpus.is_dir():
-            settings = {
-                "passes": "prune,ptq",
-                "data": str(corpus / "dev"),
-                "trials": "trials_hard",
-                "calib": str(corpus / "train" / "calib.scp"),
-                "out": f"{folder}/real",
-                "threads": threads,
-            }
-            result = run(from_mapping(settings, "benchmark"), progress=bars)
-            title = "prune, ptq on speechocean762, dev speakers, `trials_hard`"
-            weights = weights_section(corpus / "dev", bars, result["rows"][0])
-            parts += [weights, section(title, result), quantization_section(result["rows"])]
-        else:
-            bars.say(f"no speech at {corpus}; set COMPRESS_BENCH_DATA")
-        settings = {"passes": "prune,ptq,trt", "out": f"{folder}/embedded", "threads": threads}
-        result = run(from_mapping(settings, "benchmark"), progress=bars)
-        parts.append(section("Embedded data (what `make demo` runs)", result))
-    text = "\n".join(parts)
-    write_section("main_job", text)
-    click.echo(text)
+        settings = {"passes": passes, "out": f"{folder}/run", "threads": threads}
+        result = run(from_mapping(settings if job == "embedded" else settings | speech, "benchmark"), progress=bars)
+    if job == "embedded":
+        return section("Embedded data (what `make demo` runs)", result)
+    title = "on speechocean762, dev speakers, `trials_hard`"
+    if job == "plain":
+        weights = weights_section(CORPUS / "dev", bars, result["rows"][0])
+        parts = [weights, section(f"prune, ptq {title}", result), quantization_section(result["rows"])]
+        return "\n".join(parts)
+    removed = int(job.removeprefix("recovered-"))
+    parts = [section(f"prune {removed} %, distill, ptq {title}", result), recovery_section(result["rows"], removed)]
+    return "\n".join(parts)
 
 
 def weights_section(dev: Path, bars: Bars, hard: dict[str, Any]) -> str:
@@ -113,6 +128,17 @@ def quantization_section(rows: list[dict[str, Any]]) -> str:
         f"| speed | {format_speedup(speed)} | at least {INT8_SPEED}x | {held(speed >= INT8_SPEED)} |",
         f"| EER rise | {100 * rise:.2f} points | at most {100 * INT8_EER_RISE:.1f} | {held(rise <= INT8_EER_RISE)} |",
     ]
+    return "\n".join(lines) + "\n"
+
+
+def recovery_section(rows: list[dict[str, Any]], removed: int) -> str:
+    """Rise of the EER over the unpruned network, and whether the bar for the distilled one holds."""
+    dense = rows[0]
+    lines = ["| after | EER, points over the baseline | bar | |", "| --- | --- | --- | --- |"]
+    for figures in rows[1:]:
+        rise, bar = figures["eer"] - dense["eer"], RECOVERED[removed]
+        wanted = [f"at most {100 * bar:.1f}", held(rise <= bar)] if "distill" in figures["variant"] else ["–", "–"]
+        lines.append(f"| {figures['variant']} | {100 * rise:+.2f} | {' | '.join(wanted)} |")
     return "\n".join(lines) + "\n"
 
 

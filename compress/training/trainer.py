@@ -132,7 +132,11 @@ class Losses(nn.Module):
         accuracy = None
         with torch.autocast(self.device, torch.bfloat16, enabled=recipe.precision == "bf16"):
             wanted = tutor.answers(features) if tutor else None
-            given = tutor.heard(self.model, features) if tutor else Answers(self.model(features).float(), [])
+            given = (
+                tutor.heard(self.model, features)
+                if tutor
+                else Answers(self.model(features).to(self.classifier.weight.dtype), [])
+            )
         if recipe.objective.needs_speakers:
             # at the start the classes without crops push them away like all others, until speeds begin
             among = classes if recipe.is_final(step) and not recipe.final_speeds else None
