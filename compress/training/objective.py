@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from compress.errors import SettingError
 from compress.training import distillation
 from compress.training.loss import AAMSoftmax
+from compress.training.parallel import ALONE, Processes
 from compress.training.teacher import Answers
 
 Relation: TypeAlias = Literal["cosine", "distance", "angle"]
@@ -146,7 +147,12 @@ class Comparison(nn.Module):
         self.register_buffer("centers", torch.empty(0) if centers is None else centers)
 
     def forward(
-        self, student: Answers, teacher: Answers, classifier: AAMSoftmax | None = None, classes: int | None = None
+        self,
+        student: Answers,
+        teacher: Answers,
+        classifier: AAMSoftmax | None = None,
+        classes: int | None = None,
+        processes: Processes = ALONE,
     ) -> dict[str, Tensor]:
         """Every term that counts apart from CE, not weighted.
 
@@ -155,6 +161,7 @@ class Comparison(nn.Module):
             teacher: The same.
             classifier: Of the student, for soft labels.
             classes: Soft labels are over the first so many; none: all.
+            processes: That have the other crops of the batch; relations are between the crops of all.
         """
         objective = self.objective
         found: dict[str, Tensor] = {}
@@ -165,7 +172,8 @@ class Comparison(nn.Module):
         if objective.gamma:
             found["feature"] = self.feature_loss(student.features, teacher.features)
         if objective.delta:
-            found["relation"] = objective.relation(student.embeddings, teacher.embeddings)
+            pair = (processes.gathered(answers.embeddings).flatten(0, 1) for answers in (student, teacher))
+            found["relation"] = objective.relation(*pair)
         if objective.embedding:
             adapted = self.adapted("embedding", student.embeddings)
             found["embedding"] = distillation.embedding_loss(adapted, teacher.embeddings)

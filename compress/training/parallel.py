@@ -2,9 +2,9 @@
 
 Every process has the whole network and computes its share of each batch; DistributedDataParallel averages the
 gradients. A batch is decided by its step and has the same crops for any number of processes, and batch norm takes the
-statistics of the whole batch. So a training gives what it gives in one process, up to the rounding of sums, which a
-network at the start of its training makes larger from step to step; only terms that compare the crops of a batch with
-each other (``delta``) see those of one process.
+statistics of the whole batch, as terms that compare crops with each other take those of the whole batch. So a training
+gives what it gives in one process, up to the rounding of sums, which a network at the start of its training makes
+larger from step to step.
 
 The processes are set up by Hugging Face Accelerate. It reads what ``torchrun`` leaves in the environment as it reads
 what its own ``accelerate launch`` leaves, and takes networks and loops as they are. Lightning Fabric does the same, but
@@ -69,6 +69,10 @@ class Processes:
         """The mean over the processes."""
         return values
 
+    def gathered(self, values: Tensor) -> Tensor:
+        """The values of each process, (processes, ...), through which gradients flow back to all."""
+        return values[None]
+
     def one_has(self, happened: bool) -> bool:
         """Whether it happened to one process at least; all ask at the same place."""
         return happened
@@ -128,6 +132,13 @@ class Group(Processes):
         found: Tensor = self.accelerator.reduce(values, "mean")
         return found
 
+    def gathered(self, values: Tensor) -> Tensor:
+        """The values of each process, (processes, ...), through which gradients flow back to all."""
+        mine = torch.zeros(self.count, dtype=values.dtype, device=values.device)
+        mine[self.rank] = 1.0
+        found: Tensor = Sum.apply(mine.view(-1, *[1] * values.dim()) * values)  # type: ignore[no-untyped-call]
+        return found
+
     def one_has(self, happened: bool) -> bool:
         """Whether it happened to one process at least; all ask at the same place."""
         counted: Tensor = self.accelerator.reduce(torch.tensor(float(happened), device=self.accelerator.device), "sum")
@@ -166,7 +177,7 @@ class CommonBatchNorm(nn.modules.batchnorm._BatchNorm):
         x = input.double() if input.dtype == torch.float64 else input.float()
         others = [axis for axis in range(x.dim()) if axis != 1]
         variance, mean = torch.var_mean(x, others, correction=0)
-        means, variances = self.gathered(torch.stack([mean, variance])).unbind(1)
+        means, variances = self.processes.gathered(torch.stack([mean, variance])).unbind(1)
         mean = means.mean(0)
         variance = variances.mean(0) + (means - mean).square().mean(0)
         count = self.processes.count * x.numel() // x.shape[1]
@@ -181,13 +192,6 @@ class CommonBatchNorm(nn.modules.batchnorm._BatchNorm):
         scale = torch.rsqrt(variance + self.eps) * (self.weight if self.affine else 1.0)
         shift = (self.bias if self.affine else 0.0) - mean * scale
         return (x * scale.view(shape) + shift.view(shape)).to(input.dtype)
-
-    def gathered(self, values: Tensor) -> Tensor:
-        """The values of each process, (processes, ...), through which gradients flow back to all."""
-        mine = torch.zeros(self.processes.count, dtype=values.dtype, device=values.device)
-        mine[self.processes.rank] = 1.0
-        found: Tensor = Sum.apply(mine.view(-1, *[1] * values.dim()) * values)  # type: ignore[no-untyped-call]
-        return found
 
 
 class Sum(torch.autograd.Function):

@@ -112,16 +112,23 @@ class Losses(nn.Module):
         tutor: With the heads, where there is a teacher.
         recipe: Which terms count, and the arithmetic.
         device: ``cpu`` or ``cuda``.
+        processes: That train together.
     """
 
     def __init__(
-        self, model: nn.Module, classifier: AAMSoftmax, tutor: Tutor | None, recipe: Recipe, device: str
+        self,
+        model: nn.Module,
+        classifier: AAMSoftmax,
+        tutor: Tutor | None,
+        recipe: Recipe,
+        device: str,
+        processes: Processes,
     ) -> None:
         super().__init__()
         self.model = model
         self.classifier = classifier.requires_grad_(recipe.objective.needs_speakers)
         self.heads = tutor.comparison if tutor else nn.Module()
-        self.tutor, self.recipe, self.device = tutor, recipe, device
+        self.tutor, self.recipe, self.device, self.processes = tutor, recipe, device, processes
 
     def forward(
         self, features: Tensor, labels: Tensor, step: int, classes: int | None
@@ -145,7 +152,7 @@ class Losses(nn.Module):
             if recipe.objective.alpha:
                 terms["CE"] = classification
         if tutor and wanted:
-            terms |= tutor.comparison(given, wanted, self.classifier, classes)
+            terms |= tutor.comparison(given, wanted, self.classifier, classes, self.processes)
         return terms, accuracy
 
 
@@ -185,7 +192,7 @@ class State:
         self.model = processes.common(model.to(device).train())
         self.classifier = AAMSoftmax(embedding_size, num_classes, sub_centers=recipe.sub_centers).to(device)
         self.heads = tutor.comparison if tutor else nn.Module()
-        self.losses = processes.wrapped(Losses(self.model, self.classifier, tutor, recipe, device))
+        self.losses = processes.wrapped(Losses(self.model, self.classifier, tutor, recipe, device, processes))
         parameters = [*self.model.parameters(), *self.classifier.parameters(), *self.heads.parameters()]
         self.optimizer = build_optimizer(parameters, recipe)
 
