@@ -1,8 +1,12 @@
 import json
 import multiprocessing
 import multiprocessing.process
+import os
 import random
+import re
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -412,3 +416,32 @@ def test_sub_centers_of_a_class_start_at_crops_of_their_own() -> None:
 def test_a_training_that_is_gone_on_with_may_be_cut_into_other_parts(tmp_path: Path) -> None:
     state().save(tmp_path / "checkpoint.pt")
     state(replace(RECIPE, accumulation=2)).load(tmp_path / "checkpoint.pt")
+
+
+class Deadly(Crops):
+    """The process that makes the third batch is killed, as by a machine whose memory is full."""
+
+    def share(self, step: int, rank: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().share(step, rank, count)
+
+
+def train_deadly(folder: Path) -> None:
+    given = crops()
+    deadly = Deadly(RECIPE, given.utterances, given.speakers, given.noises)
+    train(state(), RECIPE, deadly, folder, lambda line: None)
+
+
+def test_a_killed_process_that_makes_batches_is_told(tmp_path: Path) -> None:
+    """In a process of its own: the handler of signals that a DataLoader sets would disturb the tests after it."""
+    done = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 1
+    assert re.search(r"MachineError: a process that makes batches was killed after step [0-2], as a", done.stderr)
+    assert done.stderr.strip().endswith("Go on with --resume and fewer --workers than 1.")
+
+
+if __name__ == "__main__":
+    train_deadly(Path(sys.argv[1]))
