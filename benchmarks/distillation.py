@@ -13,7 +13,7 @@ the network before pruning, its interval a bootstrap over speakers.
 import copy
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import click
 from pruning import BENCH_DATA, COLUMNS, Bench, markdown
@@ -67,7 +67,7 @@ def section(bench: Bench, ratios: list[float], maker: Distill) -> str:
             bench.bars.say(" | ".join(rows[-1]))
         notes += [f"- {ratio:.0%}: {note}" for note in taught.history[-1].notes]
     columns = ["removed", "recovery", "params", "time", *COLUMNS]
-    about = f"{bench.about()} {machine.describe()['cpu']}, {machine.cores()} threads. `{shown(maker)}`, data: train."
+    about = f"{bench.about()} {machine.describe()['cpu']}, {machine.cores()} threads. `{shown(maker)}`"
     told = "\n".join(notes)
     return f"## Distilled after pruning\n\n{markdown(columns, rows)}\n\n{about}\n\n{told}"
 
@@ -86,8 +86,9 @@ def reestimated(pruned: Artifact, bench: Bench) -> Artifact:
 
 
 def shown(maker: Distill) -> str:
-    """The settings that are not at their defaults, without the folder of this machine."""
-    return str(replace(maker, data=None))
+    """The settings that are not at their defaults, and the name of the data without the folder of this machine."""
+    changed = {f.name: getattr(maker, f.name) for f in fields(maker) if getattr(maker, f.name) != f.default}
+    return f"distill({', '.join(f'{name}={value}' for name, value in (changed | {'data': 'train'}).items())})"
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ speakers, list `trials_hard`; the rise is paired with the float network, its int
 """
 
 import sys
-from dataclasses import replace
 
 import click
+from distillation import shown
 from pruning import BENCH_DATA, COLUMNS, Bench, markdown
 from results import write_section
 
@@ -47,9 +47,8 @@ def main(steps: int, learning_rate: float, dry: bool) -> None:
         int8 = PTQ().run(Onnx().run(network, bench.context), bench.context)
         rows.append([name, *bench.cells(int8, name)])
         bench.bars.say(" | ".join(rows[-1]))
-    settings = replace(maker, data=None)
     told = "\n".join(f"- {note}" for note in taught.history[-1].notes)
-    about = f"{bench.about()} {machine.describe()['cpu']}, {machine.cores()} threads. `{settings}`, data: train."
+    about = f"{bench.about()} {machine.describe()['cpu']}, {machine.cores()} threads. `{shown(maker)}`."
     text = f"## Learning for INT8\n\n{markdown(['INT8 by', *COLUMNS], rows)}\n\n{about}\n\n{told}"
     if dry:
         click.echo(text)

@@ -38,7 +38,7 @@ class Cohort:
     @property
     def file_name(self) -> str:
         """Of the embeddings beside ``artifact.json``: others lie in another file, so neither replaces the other."""
-        return f"cohort-{sha256_of(np.ascontiguousarray(self.embeddings).tobytes())[:8]}.npy"
+        return _cohort_file(self.embeddings)
 
     def __post_init__(self) -> None:
         speakers = len(self.embeddings)
@@ -260,8 +260,8 @@ class Decision:
             KeyError, TypeError, ValueError: If it is damaged.
         """
         about, fitted = record["cohort"], record["log_odds"]
-        if about is not None and (embeddings is None or embeddings.shape[:-1] != (about["speakers"],)):
-            raise ValueError("the cohort's embeddings do not fit")
+        if about is not None and (embeddings is None or _cohort_file(embeddings) != about["file"]):
+            raise ValueError(f"{about['file']} does not hold the cohort that the thresholds were fitted with")
         quality = {name: (float(low), float(high)) for name, (low, high) in fitted["quality"].items()}
         return cls(
             points=tuple(_point_of(point) for point in record["points"]),
@@ -273,6 +273,10 @@ class Decision:
             runtime=record["runtime"],
             figures=tuple(record["figures"]),
         )
+
+
+def _cohort_file(embeddings: NDArray[np.float32]) -> str:
+    return f"cohort-{sha256_of(np.ascontiguousarray(embeddings).tobytes())[:8]}.npy"
 
 
 def _point_of(record: Mapping[str, Any]) -> Point:

@@ -209,10 +209,8 @@ def check_learned(maker: Pass, calibration: DataFolder, tested: DataFolder) -> l
     learned = maker.learned(calibration)
     if learned is None:
         return []
-    for folder in (learned, tested):
-        for path in folder.paths.values():
-            if not path.is_file():
-                raise InputError(f"{path}: no such audio file; {folder.root} names it.")
+    learned.check_files()
+    tested.check_files()
     shared = copies_among(learned.paths.values(), tested.paths.values())
     if shared:
         raise InputError(

@@ -123,5 +123,6 @@ def test_what_is_stored_decides_alike() -> None:
     a, b = np.random.default_rng(0).standard_normal((2, 6))
     assert again.decide(a, b) == judge.decide(a, b)
     assert again.record() == judge.record()
-    with pytest.raises(ValueError, match="cohort's embeddings do not fit"):
-        Decision.of_record(judge.record(), judge.cohort.embeddings[:-1])
+    for other in (None, judge.cohort.embeddings[:-1], judge.cohort.embeddings[::-1]):
+        with pytest.raises(ValueError, match=r"npy does not hold the cohort that the thresholds were fitted with"):
+            Decision.of_record(judge.record(), other)

@@ -12,7 +12,7 @@ from compress.data import DataFolder
 from compress.data.folder import check_new
 from compress.decision import QUALITIES, Cohort
 from compress.errors import SettingError
-from compress.evaluation.pictures import check_matplotlib, draw
+from compress.evaluation.pictures import draw, prepare
 from compress.evaluation.speakers import Verification
 from compress.evaluation.thresholds import Fit, Wanted, fit_decision, make_cohort
 from compress.passes import Cell
@@ -64,7 +64,7 @@ def threshold_command(
     if top_n is not None and cohort is None:
         raise SettingError("--top-n counts scores of a cohort: give one with --cohort DIR.")
     if plots is not None:
-        check_matplotlib()
+        prepare(plots)
     artifact, bars = open_model(model, arch), Bars()
     inside = out is None and (Path(model) / "artifact.json").is_file()
     folder = Path(model) if inside else Path(out or f"{Path(model).stem or Path(model).name}-threshold")

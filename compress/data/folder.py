@@ -196,6 +196,16 @@ class DataFolder:
             raise InputError(f"{self.root}: utterance '{utterance}' is not in wav.scp.")
         return self.paths[utterance]
 
+    def check_files(self) -> None:
+        """Look whether all audio files are there; they are not opened.
+
+        Raises:
+            InputError: Naming the first that is missing.
+        """
+        for path in self.paths.values():
+            if not path.is_file():
+                raise InputError(f"{path}: no such audio file; {self.root} names it.")
+
     def speaker(self, utterance: str) -> str:
         """Return the speaker of an utterance.
 

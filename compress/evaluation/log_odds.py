@@ -16,6 +16,8 @@ from compress.verification import Labels
 
 RIDGE = 1e-6  # on standardised columns: keeps the slope finite where the scores separate the trials perfectly
 
+LEAST_SPREAD = 1e-5  # of the logarithm of a quality: less is rounding
+
 
 def logit(probability: float) -> float:
     """Natural logarithm of the odds."""
@@ -44,10 +46,10 @@ def fit_log_odds(
     table = np.column_stack([scores.astype(np.float64), sides])
     if not np.isfinite(table).all():
         raise InputError("a score or a quality of a trial is not finite, so no log-odds can be fitted.")
-    mean, deviation = table.mean(axis=0), table.std(axis=0)
-    if deviation[0] == 0:
+    mean, deviation, spread = table.mean(axis=0), table.std(axis=0), np.ptp(table, axis=0)
+    if spread[0] == 0:
         raise InputError("all trials have the same score, so no log-odds can be fitted.")
-    deviation[deviation == 0] = np.inf  # a quality that all trials share says nothing: weight 0
+    deviation[1:][spread[1:] < LEAST_SPREAD] = np.inf  # a quality that all trials share says nothing: weight 0
     standard = np.column_stack([(table - mean) / deviation, np.ones(len(table))])
     weights = np.where(labels, prior / labels.sum(), (1 - prior) / (~labels).sum())
     signs = np.where(labels, 1.0, -1.0)

@@ -19,16 +19,20 @@ RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6)  # marks of 
 INCHES = 5.0
 
 
-def check_matplotlib() -> None:
-    """Look whether pictures can be drawn.
+def prepare(folder: Path) -> None:
+    """Make a folder for pictures, and look whether they can be drawn.
 
     Raises:
-        MachineError: If matplotlib is missing.
+        MachineError: If matplotlib is missing or the folder cannot be made.
     """
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise MachineError('pictures need matplotlib: pip install "speech-compress[plots]".') from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"{folder} cannot be made for pictures ({error.strerror}). Name another folder.") from error
 
 
 def normal_deviates(labels: Labels, scores: Scores) -> tuple[Doubles, Doubles]:
@@ -47,12 +51,11 @@ def draw(fit: Fit, folder: Path) -> list[Path]:
     """Write the pictures ``NAMES`` into a folder.
 
     Raises:
-        MachineError: If matplotlib is missing.
+        MachineError: As :func:`prepare`.
     """
-    check_matplotlib()
+    prepare(folder)
     from matplotlib.figure import Figure  # not pyplot: no windows, no state
 
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in NAMES]
     for path, fill in zip(paths, (_roc, _det, _histogram), strict=True):
         figure = Figure(figsize=(INCHES, INCHES), layout="constrained")

@@ -1,14 +1,14 @@
 """Fitting a decision to trials: operating points and log-odds, judged on speakers that took no part in the fit."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compress.audio import probe
-from compress.data import DataFolder
+from compress.data import DataFolder, copies_among
 from compress.decision import QUALITIES, Array, Cohort, Decision, Doubles, LogOdds, Point, as_norm, quality_columns
 from compress.errors import InputError, SettingError, unknown_name
 from compress.evaluation.log_odds import (
@@ -61,8 +61,8 @@ class Wanted:
         for name, value in (("fpr", self.fpr), ("prior", self.prior)):
             if not 0 < value < 1:
                 raise SettingError(f"{name} must be between 0 and 1, both excluded, got {value}.")
-        if self.costs is not None and not min(self.costs) > 0:
-            raise SettingError(f"costs must be positive, got {self.costs[0]:g} and {self.costs[1]:g}.")
+        if self.costs is not None and not all(0 < cost < math.inf for cost in self.costs):
+            raise SettingError(f"costs must be positive and finite, got {self.costs[0]:g} and {self.costs[1]:g}.")
         for name in self.quality:
             if name not in QUALITIES:
                 raise unknown_name("quality", name, QUALITIES)
@@ -120,11 +120,11 @@ def check_enough(labels: Labels, fpr: float, folds: Sequence[tuple[NDArray[np.bo
         InputError: Saying how many non-target trials are needed.
     """
     fewest = min(int((fitted & ~labels).sum()) for fitted, _ in folds)
-    nontargets, least = int((~labels).sum()), ceil(round(1 / fpr, 6))
+    nontargets, least = int((~labels).sum()), math.ceil(round(1 / fpr, 6))
     if fewest < least:
         raise InputError(
             f"{nontargets} non-target trials cannot show an FPR of {100 * fpr:g} %: about"
-            f" {ceil(least * nontargets / fewest):,} are needed, so that {least:,} are left in every part of the"
+            f" {math.ceil(least * nontargets / fewest):,} are needed, so that {least:,} are left in every part of the"
             f" cross-validation; better {SURE_ERRORS * least:,}. Add trials of two speakers, or give a higher --fpr."
         )
 
@@ -217,10 +217,14 @@ def make_cohort(
             f"the cohort {folder.root} has {len(shared)} speakers of the trials ({shared[0]}): their scores would be"
             " normalized by themselves. Give other speakers, or rename them if they are."
         )
-    used = {trials.folder.path(utterance).resolve() for utterance in trials.trials.utterances}
-    twice = [utterance for utterance in folder.utterances if folder.path(utterance).resolve() in used]
+    tested = trials.folder.subset(trials.trials.utterances)
+    folder.check_files()
+    tested.check_files()
+    twice = copies_among(folder.paths.values(), tested.paths.values())
     if twice:
-        raise InputError(f"{folder.path(twice[0])} is in the trials and in the cohort ({len(twice)} files are).")
+        raise InputError(
+            f"{twice[0]} is in the trials and in the cohort, as it is or as a copy ({len(twice)} files are)."
+        )
     kept = [utterances[i] for utterances in of_speaker.values() for i in _spread(len(utterances), per_speaker)]
     wanted = min(TOP_N, len(of_speaker)) if top_n is None else top_n
     if wanted > len(of_speaker):
@@ -387,7 +391,7 @@ def _point(
 
 def _warnings(labels: Labels, wanted: Wanted, stages: Sequence[Stage]) -> Iterator[str]:
     """What to know before relying on it."""
-    nontargets, needed = int((~labels).sum()), ceil(round(SURE_ERRORS / wanted.fpr, 6))
+    nontargets, needed = int((~labels).sum()), math.ceil(round(SURE_ERRORS / wanted.fpr, 6))
     if nontargets < needed:
         yield (
             f"{nontargets:,} non-target trials show an FPR of {100 * wanted.fpr:g} % but roughly; {needed:,} would give"

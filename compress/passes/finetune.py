@@ -97,8 +97,8 @@ class Finetune(LearningPass):
         for where in (self.data, self.trials, self.keep):
             if where is not None:
                 root = Path(where)
-                lists = [root.parent, root] if root.is_file() else [root, root / "trials"]
-                found += [*(lists[0] / name for name in ("wav.scp", "utt2spk")), lists[1]]
+                folder, lists = (root.parent, [root]) if root.is_file() else (root, sorted(root.glob("trials*")))
+                found += [folder / "wav.scp", folder / "utt2spk", *lists]
         found = [path for path in found if path.is_file()]
         return (*map(str, found), *([] if self.noise is None else [self.noise]))
 

@@ -66,6 +66,16 @@ def test_a_quality_that_shifts_the_scores_is_found() -> None:
     assert high == pytest.approx(0, abs=0.06)
 
 
+@pytest.mark.parametrize("seconds", [3.0, 1 + 1e-7 * np.arange(600) / 600], ids=["equal", "equal but for rounding"])
+def test_a_quality_that_all_trials_share_has_no_weight(seconds: np.ndarray | float) -> None:
+    """Its mean is off by rounding, so its deviation is not 0."""
+    labels, scores = gaussian(600)
+    columns = quality_columns({"duration": (np.full(600, seconds), np.full(600, seconds))}, 600)
+    fitted = fit_log_odds(labels, scores, columns, ["duration"])
+    assert fitted.quality == {"duration": (0.0, 0.0)}
+    assert fitted.slope == pytest.approx(fit_log_odds(labels, scores).slope, rel=1e-3)
+
+
 def test_scores_that_separate_the_trials_have_a_finite_line() -> None:
     labels = np.array([True, True, False, False])
     fitted = fit_log_odds(labels, np.array([0.9, 0.8, 0.2, 0.1]))

@@ -8,7 +8,7 @@ import pytest
 
 from compress.decision import Decision, LogOdds, Point
 from compress.errors import MachineError
-from compress.evaluation.pictures import NAMES, check_matplotlib, draw, normal_deviates
+from compress.evaluation.pictures import NAMES, draw, normal_deviates, prepare
 from compress.evaluation.thresholds import Fit, Stage, StageFigures
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -43,7 +43,14 @@ def test_pictures_are_written(tmp_path: Path) -> None:
     assert all(path.read_bytes().startswith(SIGNATURE) for path in paths)
 
 
-def test_without_matplotlib_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(MachineError, match=r"taken cannot be made for pictures \(File exists\)"):
+        prepare(tmp_path / "taken")
+
+
+def test_without_matplotlib_a_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MachineError, match="pictures need matplotlib: pip install"):
-        check_matplotlib()
+        prepare(tmp_path)

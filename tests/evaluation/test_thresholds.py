@@ -1,5 +1,7 @@
 """Fitting a decision: thresholds equal brute force, no trial is judged by its own speakers, bad material is refused."""
 
+import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from compress.evaluation.speakers import Verification
 from compress.evaluation.thresholds import Fit, Wanted, at_fpr, fit_decision, held_out, make_cohort
 from compress.progress import Silent
 from compress.runners import OnnxRuntimeRunner
-from compress.verification import eer
+from compress.verification import eer, min_dcf
 
 
 def material(speakers: int = 12, each: int = 4, noise: float = 1.0, seed: int = 0) -> tuple[Verification, np.ndarray]:
@@ -98,7 +100,7 @@ def test_calibrated_scores_are_numbers_that_mean_what_they_say() -> None:
         assert figures.cllr == pytest.approx(cllr(found.labels, stage.llrs))
         assert figures.min_cllr <= figures.cllr < figures.cllr_before
         assert figures.cllr < figures.min_cllr + 0.1
-        assert figures.min_dcf <= figures.act_dcf
+        assert min_dcf(found.labels, stage.llrs) <= figures.act_dcf
         assert figures.cllr_ci95 is not None
         assert figures.cllr_ci95[0] < figures.cllr < figures.cllr_ci95[1]
 
@@ -163,7 +165,9 @@ def test_constant_scores_are_refused() -> None:
     [
         ({"fpr": 0.0}, "fpr must be between 0 and 1, both excluded, got 0.0"),
         ({"prior": 1.0}, "prior must be between 0 and 1"),
-        ({"costs": (1.0, 0.0)}, "costs must be positive, got 1 and 0"),
+        ({"costs": (1.0, 0.0)}, "costs must be positive and finite, got 1 and 0"),
+        ({"costs": (1.0, math.nan)}, "costs must be positive and finite, got 1 and nan"),
+        ({"costs": (math.inf, 1.0)}, "costs must be positive and finite, got inf and 1"),
         ({"quality": ("duratoin",)}, "unknown quality 'duratoin'. Did you mean 'duration'"),
         ({"preset": "generall"}, "unknown preset 'generall'. Did you mean 'general'"),
         ({"preset": "cost"}, "unknown preset 'cost'"),
@@ -189,9 +193,18 @@ def test_the_cohort_may_not_hold_speakers_of_the_trials(verification: Verificati
         make_cohort(shared, verification, runner, Silent(), 5)
 
 
-def test_the_cohort_may_not_hold_audio_of_the_trials(verification: Verification, runner: OnnxRuntimeRunner) -> None:
-    with pytest.raises(InputError, match=r"is in the trials and in the cohort \(18 files are\)"):
+def test_the_cohort_may_not_hold_audio_of_the_trials(
+    verification: Verification, runner: OnnxRuntimeRunner, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"is in the trials and in the cohort, as it is"):
         make_cohort(dealt(verification.folder, 10), verification, runner, Silent(), 5)
+    copies = dealt(verification.folder, 10)
+    paths = {name: Path(shutil.copy(path, tmp_path / f"{name}.wav")) for name, path in copies.paths.items()}
+    with pytest.raises(InputError, match=r"in the cohort, as it is or as a copy \(18 files are\)"):
+        make_cohort(DataFolder(tmp_path, paths, copies.speakers), verification, runner, Silent(), 5)
+    next(iter(paths.values())).unlink()
+    with pytest.raises(InputError, match=r"\.wav: no such audio file"):
+        make_cohort(DataFolder(tmp_path, paths, copies.speakers), verification, runner, Silent(), 5)
     with pytest.raises(InputError, match="has 9 speakers; 10 are needed, better 100"):
         make_cohort(dealt(verification.folder, 9), verification, runner, Silent(), 5)
 

@@ -208,12 +208,15 @@ def test_an_onnx_artifact_is_refused(tiny_onnx: Artifact, context: Context) -> N
         Finetune(**QUICK).run(tiny_onnx, context)
 
 
-def test_what_is_read_is_told_so_that_a_run_knows_when_to_do_it_again(speech_folder: Path) -> None:
+def test_what_is_read_is_told_so_that_a_run_knows_when_to_do_it_again(speech_folder: Path, tmp_path: Path) -> None:
     folder = str(speech_folder)
     lists = tuple(f"{folder}/{name}" for name in ("wav.scp", "utt2spk", "trials"))
     assert Finetune().reads == ()
     assert Finetune(data=folder, noise="n").reads == (*lists, "n")
     assert Finetune(data=folder, keep=f"{folder}/trials").reads == (*lists, *lists)
+    other = tmp_path / "trials_other"
+    other.write_text("")
+    assert Finetune(data=folder, trials=str(tmp_path)).reads == (*lists, str(other))
     assert (Finetune(data=folder).calibration_utterances, Finetune().calibration_utterances) == (0, 60)
 
 
