@@ -175,6 +175,7 @@ def calibration_context(calibration: DataFolder, source: Artifact) -> Context:
         speakers=[calibration.speakers.get(name) for name in names],
         measure=measure,
         source=source,
+        files=[calibration.path(name) for name in names],
     )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from compress.artifact import Artifact, FrontEnd
 from compress.data import DataFolder, embedded_data
+from compress.models import architecture
 from compress.models.campplus import CAMPPlus
 from compress.models.ecapa_tdnn import ECAPATDNN
 from compress.passes import PTQ, TRT, Context, Onnx, OpenVINO, Prune, onnx_export
@@ -157,6 +158,17 @@ def small_arguments() -> dict[str, dict[str, Any]]:
         "resnet34": {"m_channels": 3},
         "fsmn_vad": {"input_affine_dim": 12, "linear_dim": 14, "proj_dim": 8, "output_affine_dim": 10, "output_dim": 9},
     }
+
+
+@pytest.fixture(scope="session")
+def small_network(small_arguments: dict[str, dict[str, Any]]) -> Callable[[str], nn.Module]:
+    """Makes a small network known by name, of 16 mel bins and an embedding of 10."""
+
+    def make(name: str) -> nn.Module:
+        torch.manual_seed(0)
+        return settle(architecture(name).build(feat_dim=16, embedding_size=10, **small_arguments[name]), 16)
+
+    return make
 
 
 @pytest.fixture(scope="session")

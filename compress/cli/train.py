@@ -15,7 +15,7 @@ from compress.machine import cores, probe_cuda
 from compress.training.parallel import join_processes
 from compress.training.recipe import read_recipe
 from compress.training.stages import BASE, BOARD, CURVES, FINETUNE, MODEL, STAGES, Plan, run_stages
-from compress.training.watch import Line, plot_curves, reporter, tensorboard
+from compress.training.watch import Line, plot_curves, reporter, summary_writer, tensorboard
 
 
 @click.command("train")
@@ -62,6 +62,8 @@ def train_command(
         raise SettingError("--trials is a list of --dev, and there is none. Give its folder with --dev DIR.")
     if device == "cuda" and probe_cuda().missing:
         raise MachineError(f"device cuda: {probe_cuda().missing}. Use --device cpu.")
+    if board:
+        summary_writer()  # not installed: told at once
     processes = join_processes(device)
     torch.set_num_threads(threads or max(1, cores() // processes.count))
     bars = Bars(quiet=not processes.writes)
@@ -79,18 +81,21 @@ def train_command(
     try:
         state = run_stages(plan, bars, watch, processes)
     except KeyboardInterrupt:
-        bars.say(f"the same command with --resume goes on in {out}")
+        bars.say(f"the same command with --resume{' in place of --stage' if stage else ''} goes on in {out}")
         raise
     if not processes.writes:
         return
     bars.say(plot_curves([out / name / "train.jsonl" for name in (BASE, FINETUNE)], out / CURVES))
-    trained = Artifact.from_module(state.average.cpu(), arch=settings.model, arguments=settings.arguments)
-    if half:
-        trained = replace(trained, model=trained.module.half())
-    trained.save(out / MODEL)
-    click.echo(f"{out / 'model'}: {trained.params:,} parameters, {trained.size_bytes:,} bytes. Measure it with")
+    model = out / MODEL
+    if model.is_dir():  # of these weights, perhaps with a threshold since
+        bars.say(f"{model}: made before")
+    else:
+        trained = Artifact.from_module(state.average.cpu(), arch=settings.model, arguments=settings.arguments)
+        (replace(trained, model=trained.module.half()) if half else trained).save(model)
+    made = Artifact.load(model)
+    click.echo(f"{model}: {made.params:,} parameters, {made.size_bytes:,} bytes. Measure it with")
     chosen = f" --trials {trials}" if trials else ""
-    click.echo(f"    compress eval {out / 'model'} --data {dev or 'DIR'}{chosen}")
+    click.echo(f"    compress eval {model} --data {dev or 'DIR'}{chosen}")
 
 
 def read_share(text: str) -> float:

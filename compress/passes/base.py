@@ -6,6 +6,7 @@ import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
@@ -42,6 +43,7 @@ class Context:
         measure: Gives the duration in seconds and the level in decibels of the calibration utterance at a place of
             the list, where there is audio and not only features.
         source: The network that the run started from.
+        files: Of each calibration utterance, where there is audio.
     """
 
     calibration: Sequence[Callable[[], Array]] = ()
@@ -52,6 +54,7 @@ class Context:
     progress: Progress = field(default_factory=Silent)
     measure: Callable[[int], tuple[float, float]] | None = None
     source: Artifact | None = None
+    files: Sequence[Path] = ()
 
     def utterances(self, wanted: int, name: str) -> list[Callable[[], Array]]:
         """Give ``wanted`` calibration utterances, spread evenly over the list.

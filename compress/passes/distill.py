@@ -21,6 +21,7 @@ from compress.training.corpus import to_pcm
 from compress.training.crops import cut_crops, hold_out, numbered
 from compress.training.distiller import Lesson, Outcome, Schedule, distill
 from compress.training.objective import FeatureLoss, Objective, Relation
+from compress.training.own_speech import check_audio
 from compress.training.qat import count_rounded, fake_quantized, plain
 from compress.training.taps import Tap, choose_taps
 from compress.training.teacher import answers_of
@@ -146,7 +147,7 @@ class Distill(LearningPass):
         self.check_input(artifact)
         teacher = self.find_teacher(artifact, context)
         taps = self.find_taps(artifact, teacher)
-        speech = self.find_speech(artifact.front_end, context)
+        speech = self.find_speech(artifact, context)
         rows = tuple({"layer": tap.student, "of the teacher": tap.teacher} for tap in taps)
         return Preview(rows, (*self.about(teacher, taps), f"{len(speech.load)} utterances to learn from"))
 
@@ -155,7 +156,7 @@ class Distill(LearningPass):
         self.check_input(artifact)
         teacher = self.find_teacher(artifact, context)
         taps = self.find_taps(artifact, teacher)
-        speech = self.find_speech(artifact.front_end, context)
+        speech = self.find_speech(artifact, context)
         frames = artifact.front_end.frames_of(self.crop_s)
         fewest = max(artifact.min_frames, teacher.min_frames)
         if frames < fewest:
@@ -207,17 +208,17 @@ class Distill(LearningPass):
             return []
         return choose_taps(artifact.module, teacher.module, artifact.front_end.num_mel_bins, self.layers)
 
-    def find_speech(self, front_end: FrontEnd, context: Context) -> "Speech":
+    def find_speech(self, artifact: Artifact, context: Context) -> "Speech":
         """What to learn from.
 
         Raises:
-            InputError: If there are too few utterances, a file is missing, or terms need speakers that are not known.
+            InputError: If there are too few utterances, audio cannot be used, or terms need speakers not known.
         """
         if self.data is None:
             speech = self._listed(context)
             where = "the calibration list"
         else:
-            speech = Speech.of(DataFolder.read(self.data), front_end, self.noise, self.seed)
+            speech = Speech.of(DataFolder.read(self.data), artifact, self.noise, self.seed)
             where = self.data
         if len(speech.load) < FEWEST_UTTERANCES:
             raise InputError(
@@ -313,19 +314,17 @@ class Speech:
     speakers: Sequence[str | None]
 
     @classmethod
-    def of(cls, folder: DataFolder, front_end: FrontEnd, noise: str | None, seed: int) -> "Speech":
+    def of(cls, folder: DataFolder, artifact: Artifact, noise: str | None, seed: int) -> "Speech":
         """Those of a data folder; with noise recordings, some of which are added to half of the utterances.
 
         Raises:
-            InputError: If an audio file is missing.
+            InputError: If an audio file is missing, damaged or too short; it is named.
         """
+        front_end = artifact.front_end
         recordings = [] if noise is None else [path for _, path in read_scp(noise)]
-        for path in (*folder.paths.values(), *recordings):
-            if not path.is_file():
-                raise InputError(
-                    f"{path}: no such audio file; {noise if path in recordings else folder.root} names it."
-                )
-        noises = DataFolder(Path(), {str(path): path for path in recordings})
+        noises = DataFolder(Path(noise or ""), {str(path): path for path in recordings})
+        noises.check_files()
+        check_audio(folder, folder.utterances, artifact, any_rate=True)
 
         def load(place: int) -> Array:
             waveform = folder.waveform(folder.utterances[place], front_end.sample_rate)

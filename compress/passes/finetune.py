@@ -120,7 +120,10 @@ class Finetune(LearningPass):
         ]
         return Preview(
             tuple(rows),
-            (learned_from(own), *(f"tested on {exam.about}: {len(exam.labels):,} trials" for exam in exams)),
+            (
+                learned_from(own, own.choose(self.crops, np.random.default_rng(self.seed))),
+                *(f"tested on {exam.about}: {len(exam.labels):,} trials" for exam in exams),
+            ),
         )
 
     @property
@@ -169,7 +172,7 @@ class Finetune(LearningPass):
         after = [exam.scores(learned.average, cmn, context.progress) for exam in exams]
         changes = [exam.compare(*scores) for exam, *scores in zip(exams, before, after, strict=True)]
         notes = [
-            learned_from(own),
+            learned_from(own, chosen),
             f"{self.steps} steps of {self.batch_size} crops, {learned.step_s:.2f} s each",
             *map(told, changes),
         ]
@@ -204,6 +207,7 @@ class Finetune(LearningPass):
             raise SettingError(f"finetune.crops must be at least {FEWEST_CROPS * count} for {count} speakers.")
         if self.trials is None:
             ours, held = hold_back(own.speakers, self.held_back, np.random.default_rng(self.seed))
+            held = own.others_than(ours, held)
             names = [own.speakers[place] for place in held]
             about = f"{len(held)} held-back utterances of {len(set(names))} speakers"
             exams = [Exam.of_all_pairs(about, [own.load[place] for place in held], names)]
@@ -227,7 +231,8 @@ class Finetune(LearningPass):
                 "finetune: the calibration list does not name the speakers. Name a data folder, or one folder per"
                 " speaker, with finetune.data (--data)."
             )
-        return OwnSpeech.listed("the calibration list", load, [str(name) for name in speakers])
+        files = spread(context.files, self.utterances) if context.files else []
+        return OwnSpeech.listed("the calibration list", load, [str(name) for name in speakers], files)
 
 
 _BOUNDS = (
@@ -251,9 +256,10 @@ def told(change: Change) -> str:
     return f"{text}, {100 * (change.after - change.before):+.2f} points ({low:+.2f} to {high:+.2f})"
 
 
-def learned_from(own: OwnSpeech) -> str:
-    """What is learned from, in words."""
-    counts = Counter(own.speakers)
+def learned_from(own: OwnSpeech, chosen: Sequence[tuple[int, int]]) -> str:
+    """What is learned from, in words; a speaker's other utterances may be held back or not be chosen."""
+    places = {place for place, _ in chosen}
+    counts = Counter(own.speakers[place] for place in places)
     alone = sum(count == 1 for count in counts.values())
-    text = f"learned from {len(own):,} utterances of {len(counts):,} speakers in {own.where}"
-    return f"{text}; {alone} of them have only one" if alone else text
+    text = f"learned from {len(places):,} utterances of {len(counts):,} speakers in {own.where}"
+    return f"{text}; {alone} of them with only one" if alone else text

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from compress.artifact import Artifact
-from compress.audio import check_waveform, probe
+from compress.audio import check_waveform, probe, resample
 from compress.data import DataFolder, copies_among
 from compress.errors import InputError
+from compress.features import SAMPLE_RATE
 from compress.training.augment import PCM, Array, Augmentation, augment
 from compress.training.corpus import to_pcm
 from compress.training.finetuner import Exam
@@ -40,9 +41,11 @@ class OwnSpeech:
     voices: Sequence[Callable[[], PCM]] = ()
 
     @classmethod
-    def listed(cls, where: str, load: Sequence[Callable[[], Array]], speakers: Sequence[str]) -> "OwnSpeech":
+    def listed(
+        cls, where: str, load: Sequence[Callable[[], Array]], speakers: Sequence[str], files: Sequence[Path]
+    ) -> "OwnSpeech":
         """Utterances of which only features are to be had; nothing disturbs them."""
-        return cls(where, load, [partial(_as_it_is, one) for one in load], speakers)
+        return cls(where, load, [partial(_as_it_is, one) for one in load], speakers, files)
 
     @classmethod
     def of(
@@ -71,13 +74,14 @@ class OwnSpeech:
 
         @lru_cache(maxsize=BABBLE)
         def pcm(source: DataFolder, name: str) -> PCM:
-            return to_pcm(source.waveform(name, front_end.sample_rate))
+            return to_pcm(source.waveform(name, SAMPLE_RATE))
 
         def disturbed(place: int, turn: int, talkers: Sequence[PCM]) -> Array:
             rng = np.random.default_rng((seed, place, turn))
             recordings = _Lazy([partial(pcm, added, name) for name in added.utterances])
-            waveform = folder.waveform(folder.utterances[place], front_end.sample_rate)
-            return front_end.features(augment(waveform, Augmentation(), recordings, talkers, rng))
+            waveform = folder.waveform(folder.utterances[place], SAMPLE_RATE)
+            heard = augment(waveform, Augmentation(), recordings, talkers, rng)
+            return front_end.features(resample(heard, SAMPLE_RATE, front_end.sample_rate))
 
         voices = [partial(pcm, folder, name) for name in folder.utterances]
         heard = [partial(disturbed, place) for place in range(len(folder))]
@@ -85,6 +89,13 @@ class OwnSpeech:
 
     def __len__(self) -> int:
         return len(self.speakers)
+
+    def others_than(self, places: Sequence[int], candidates: Sequence[int]) -> list[int]:
+        """Those of the candidates whose audio is no copy of that at ``places``."""
+        if not self.files:
+            return list(candidates)
+        copies = set(copies_among([self.files[place] for place in candidates], [self.files[place] for place in places]))
+        return [place for place in candidates if self.files[place] not in copies]
 
     def choose(self, count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
         """Choose ``count`` utterances, each as often as any other or once more: places, and the turn of each."""
@@ -137,21 +148,21 @@ def features_of(folder: DataFolder, utterance: str, artifact: Artifact) -> Array
     return artifact.front_end.features(waveform)
 
 
-def check_audio(folder: DataFolder, utterances: Sequence[str], artifact: Artifact) -> None:
+def check_audio(folder: DataFolder, utterances: Sequence[str], artifact: Artifact, any_rate: bool = False) -> None:
     """Look at the headers of audio files, before anything is learned.
 
     Raises:
         InputError: If files are missing or damaged, too short for the network, or were recorded at a lower rate than
-            it takes. The first is named, and how many there are.
+            it takes, unless ``any_rate`` will do. The first is named, and how many there are.
     """
-    faults = [fault for name in utterances if (fault := _fault(folder.path(name), artifact))]
+    faults = [fault for name in utterances if (fault := _fault(folder.path(name), artifact, any_rate))]
     if faults:
         others = len(faults) - 1
         more = f" {others} further {'file' if others == 1 else 'files'} cannot be used, either." if others else ""
         raise InputError(f"{faults[0]}{more}")
 
 
-def _fault(path: Path, artifact: Artifact) -> str | None:
+def _fault(path: Path, artifact: Artifact, any_rate: bool) -> str | None:
     """Why an audio file cannot be used."""
     front_end = artifact.front_end
     try:
@@ -160,7 +171,7 @@ def _fault(path: Path, artifact: Artifact) -> str | None:
     except InputError as error:
         text = str(error)
         return text if str(path) in text else f"{path}: {text}"
-    if info.sample_rate < front_end.sample_rate:
+    if info.sample_rate < front_end.sample_rate and not any_rate:
         return (
             f"{path}: {info.sample_rate} Hz. The network takes {front_end.sample_rate} Hz, and there is nothing above"
             f" {info.sample_rate // 2} Hz to learn from. If it will get such audio in use, resample the files to"

@@ -118,10 +118,18 @@ def fingerprint(parts: Iterable[Files | Tar]) -> str:
     return sha256_of("\n".join(part.key() for part in parts).encode())
 
 
+def measured_on(dev: DataFolder, trials: str | None) -> DataFolder:
+    """The utterances of a folder that its trial lists name, or ``trials`` that may lie elsewhere; all, without any."""
+    lists = [*dev.trial_lists(), *([] if trials is None else [dev.find_trials(trials)])]
+    named = {name for path in lists for name in Trials.read(path, dev.paths).utterances}
+    return dev.subset(name for name in dev.utterances if name in named or not named)
+
+
 def fingerprint_of_dev(dev: DataFolder) -> str:
-    """Hash what training data are compared with: utterances, speakers and files, and the trials that name some."""
-    lines = [f"{name} {dev.speakers.get(name)} {stamp(path)}" for name, path in dev.paths.items()]
-    return sha256_of("\n".join([*lines, *map(sha256_of, dev.trial_lists())]).encode())
+    """Hash what training data are compared with: utterances, speakers and files."""
+    return sha256_of(
+        "\n".join(f"{name} {dev.speakers.get(name)} {stamp(path)}" for name, path in dev.paths.items()).encode()
+    )
 
 
 def prepare(
@@ -168,7 +176,7 @@ def prepare(
     speakers = sorted({entry.speaker for entry in entries})
     if len(speakers) < 2:
         raise InputError(f"{len(speakers)} speaker is left with usable audio; training needs two or more.")
-    found = findings(shards, speech)
+    found = findings(shards)
     if found:
         write_text(folder / "findings.txt", "".join(f"{line}\n" for line in found))
         progress.say(f"{len(found)} findings in {folder / 'findings.txt'}, the first: {found[0]}")
@@ -326,21 +334,19 @@ def check_one_speaker_each(entries: Sequence[Entry]) -> None:
 def check_leakage(entries: Sequence[Entry], dev: DataFolder, folder: Path, progress: Progress) -> None:
     """Refuse training data that share speakers or audio with the data that are measured on.
 
-    Of a folder with trials, those that the trials name count. Audio is the same where all samples are.
+    Audio is the same where all samples are.
 
     Raises:
         InputError: Naming what is shared; all of it is in ``leaked.txt``.
     """
-    named = {name for path in dev.trial_lists() for name in Trials.read(path, dev.paths).utterances}
-    measured = [name for name in dev.utterances if name in named or not named]
     if not dev.speakers:
         progress.say(f"{dev.root} has no utt2spk: whether it shares speakers with the training data is not known")
-    known = {dev.speakers[name] for name in measured if name in dev.speakers}
+    known = {dev.speakers[name] for name in dev.utterances if name in dev.speakers}
     speakers = sorted(known & {entry.speaker for entry in entries})
     own = {entry.sha256: entry.utterance for entry in entries}
     audio = [
         f"{own[digest]} is {name}"
-        for name in progress.track(measured, "comparing with dev data")
+        for name in progress.track(dev.utterances, "comparing with dev data")
         if (digest := sha256_of(to_pcm(dev.waveform(name, SAMPLE_RATE)).tobytes())) in own
     ]
     if speakers or audio:
@@ -354,7 +360,7 @@ def check_leakage(entries: Sequence[Entry], dev: DataFolder, folder: Path, progr
         )
 
 
-def findings(shards: Sequence[Shard], parts: Sequence[Files | Tar]) -> list[str]:
+def findings(shards: Sequence[Shard]) -> list[str]:
     """What is worth a look but can be trained on: lonely utterances, classes left empty, audio twice."""
     entries = [entry for shard in shards for entry in shard.entries]
     counts = Counter(entry.speaker for entry in entries)

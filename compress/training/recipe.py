@@ -66,6 +66,10 @@ class Recipe:
                 f"recipe: accumulation cuts batch_size into equal parts; {self.batch_size} cannot be cut into"
                 f" {self.accumulation}."
             )
+        if self.batch_size // self.accumulation < 2:
+            raise SettingError(
+                "recipe: batch norm needs two crops at a time; batch_size / accumulation must be 2 or more."
+            )
         if min(self.warmup_steps, self.speeds_from_step, self.seed) < 0:
             raise SettingError("recipe: warmup_steps, speeds_from_step and seed must not be negative.")
         if not self.speeds:

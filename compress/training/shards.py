@@ -219,11 +219,6 @@ class Recordings(Sequence[PCM]):
         """The number of each recording's speaker."""
         return self.rows["speaker"].astype(np.int64)
 
-    @property
-    def duration_s(self) -> float:
-        """Of all together."""
-        return float(self.rows["samples"].sum() / SAMPLE_RATE)
-
 
 def open_index(path: Path) -> NDArray[Any]:
     """Map an index.

@@ -16,20 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress.artifact import Artifact
+from compress.artifact import Artifact, Format, FrontEnd
 from compress.data import DataFolder
-from compress.errors import InputError, ModelError
+from compress.errors import InputError, ModelError, SettingError
 from compress.files import is_temporary, read_json, remove_temporary, sha256_of, write_json, write_text
+from compress.models import architecture
 from compress.models.checkpoint import CHECKPOINT_SUFFIXES
 from compress.progress import Progress
 from compress.surgery import count_parameters
 from compress.training.corpus import Corpus
 from compress.training.parallel import ALONE, Processes
-from compress.training.prepare import fingerprint, fingerprint_of_dev, list_noise, list_speech, prepare
+from compress.training.prepare import fingerprint, fingerprint_of_dev, list_noise, list_speech, measured_on, prepare
 from compress.training.recipe import Recipe, build_network, to_plain, to_yaml
 from compress.training.stored import StoredCrops, store_features
 from compress.training.trainer import Crops, State, train
-from compress.training.tutor import Tutor, find_tutor
+from compress.training.tutor import Tutor, check_teacher, find_tutor
 from compress.training.watch import DevTrials, Line
 
 DATA, FEATURES, BASE, FINETUNE = STAGES = ("1-data", "2-features", "3-base", "4-finetune")
@@ -168,6 +169,9 @@ def run_stages(plan: Plan, progress: Progress, watch: Watch, processes: Processe
     torch.manual_seed(plan.recipe.seed)
     model = build_network(plan.recipe)
     width = Artifact.from_module(model).embedding_size
+    check_crops(plan.recipe)
+    check_teacher(plan.recipe, model)
+    processes.check(plan.recipe.batch_size, plan.recipe.accumulation)
     with processes.first_alone():
         corpus = prepare_data(plan, progress, processes)
         crops = prepare_features(plan, corpus, progress, processes)
@@ -191,13 +195,26 @@ def dev_trials(plan: Plan) -> DevTrials | None:
     folder = DataFolder.read(plan.dev) if plan.dev else None
     if folder is None or not (plan.trials or folder.trial_lists()):
         return None
-    return DevTrials(folder, plan.trials)
+    return DevTrials(folder, plan.trials, architecture(plan.recipe.model).min_frames)
+
+
+def check_crops(recipe: Recipe) -> None:
+    """Refuse crops that are too short for the network.
+
+    Raises:
+        SettingError: Naming the key of the recipe.
+    """
+    least = architecture(recipe.model).min_frames
+    for key, length in (("crop_s", recipe.crop_s), ("final_crop_s", recipe.final_crop_s)):
+        frames = FrontEnd().frames_of(length)
+        if frames < least:
+            raise SettingError(f"recipe: {key}: {length:g} s are {frames} frames; {recipe.model} needs {least}.")
 
 
 def prepare_data(plan: Plan, progress: Progress, processes: Processes) -> Corpus:
     """Stage 1: judge and decode all audio, into shards."""
     speech, noise = list_speech(plan.data), list_noise(plan.noise)
-    dev = DataFolder.read(plan.dev) if plan.dev else None
+    dev = measured_on(DataFolder.read(plan.dev), plan.trials) if plan.dev else None
     inputs = {
         "speech": fingerprint(speech),
         "noise": fingerprint(noise),
@@ -365,7 +382,10 @@ def initial_weights(plan: Plan) -> dict[str, Tensor] | None:
     if not plan.init:
         return None
     arch = plan.recipe.model if Path(plan.init).suffix in CHECKPOINT_SUFFIXES else None
-    weights: dict[str, Tensor] = Artifact.open(plan.init, arch).module.state_dict()
+    initial = Artifact.open(plan.init, arch)
+    if initial.format != Format.TORCH:
+        raise ModelError(f"--init {plan.init} is of format {initial.format}; weights of a PyTorch network are needed.")
+    weights: dict[str, Tensor] = initial.module.state_dict()
     own = build_network(plan.recipe).state_dict()
     wrong = [name for name in own.keys() | weights.keys() if shape_of(own, name) != shape_of(weights, name)]
     wrong = sorted(name for name in wrong if not name.endswith("num_batches_tracked"))
@@ -459,7 +479,7 @@ def check_out(plan: Plan) -> None:
         raise InputError(f"--stage {plan.first} needs what the stages before it give, and {out} has none of them.")
     if not out.is_dir():
         return
-    own = (RECIPE, *STAGES, *GIVEN) if known else (RECIPE, DATA)
+    own = (RECIPE, *STAGES, *GIVEN) if known else (DATA,)
     if not done and [path for path in out.iterdir() if not is_temporary(path) and path.name not in own]:
         raise InputError(f"{out} is not empty and not a training. Choose another --out folder.")
     for folder in (out, *(out / name for name in STAGES)):

@@ -71,10 +71,7 @@ def find_tutor(recipe: Recipe, student: nn.Module, crops: Classes, device: str) 
     teacher = open_teacher(recipe)
     student = copy.deepcopy(student).cpu().eval()
     objective = replace(recipe.objective, margin=recipe.margin, scale=recipe.scale[1])
-    taps: list[Tap] = []
-    if objective.gamma:
-        bins = teacher.front_end.num_mel_bins
-        taps = choose_taps(student, teacher.module, bins, recipe.layers, "the recipe's layers")
+    taps = find_taps(recipe, student, teacher)
     module = teacher.module.float().requires_grad_(False).to(device)
     num_classes = crops.num_speakers * len(recipe.speeds)
     theirs = [(tap.teacher, tap.teacher_axis) for tap in taps]
@@ -91,6 +88,24 @@ def find_tutor(recipe: Recipe, student: nn.Module, crops: Classes, device: str) 
         torch.manual_seed(recipe.seed)  # adapters start at random
         comparison = Comparison(objective, ours, given, centers).to(device)
     return Tutor(module, tuple(taps), comparison, teacher.sha256)
+
+
+def check_teacher(recipe: Recipe, student: nn.Module) -> None:
+    """Look whether the teacher that a recipe names can teach the student, before any data are read.
+
+    Raises:
+        SettingError, ModelError: As :func:`find_tutor`.
+    """
+    if recipe.teacher:
+        find_taps(recipe, copy.deepcopy(student).eval(), open_teacher(recipe))
+
+
+def find_taps(recipe: Recipe, student: nn.Module, teacher: Artifact) -> list[Tap]:
+    """The layers that are compared; none where features do not count."""
+    if not recipe.objective.gamma:
+        return []
+    bins = teacher.front_end.num_mel_bins
+    return choose_taps(student, teacher.module, bins, recipe.layers, "the recipe's layers")
 
 
 def open_teacher(recipe: Recipe) -> Artifact:

@@ -6,15 +6,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from compress.data import DataFolder, Trials
-from compress.errors import MachineError
-from compress.features import SAMPLE_RATE, fbank_cmn
+from compress.errors import InputError, MachineError
+from compress.features import SAMPLE_RATE, fbank_cmn, num_frames
 from compress.files import replaced_file
 from compress.training.memory import out_of_memory_told
 from compress.verification import cosine_scores, eer
@@ -47,12 +47,13 @@ class DevTrials:
     Args:
         folder: With a trial list and its audio.
         trials: Which list; None is the only one, or ``trials``.
+        min_frames: That the network needs.
 
     Raises:
         InputError: If there is no such trial list, or audio cannot be used.
     """
 
-    def __init__(self, folder: DataFolder, trials: str | None = None) -> None:
+    def __init__(self, folder: DataFolder, trials: str | None = None, min_frames: int = 1) -> None:
         listed = folder.trials(trials)
         chosen = choose_utterances(listed)
         places = {place: number for number, place in enumerate(chosen)}
@@ -60,7 +61,7 @@ class DevTrials:
         self.labels = listed.labels[inside]
         self.enroll = np.array([places[place] for place in listed.enroll[inside].tolist()])
         self.test = np.array([places[place] for place in listed.test[inside].tolist()])
-        self.features = [features_of(folder, listed.utterances[place]) for place in chosen]
+        self.features = [features_of(folder, listed.utterances[place], min_frames) for place in chosen]
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> float:
@@ -90,9 +91,20 @@ def choose_utterances(trials: Trials) -> list[int]:
     return list(found)
 
 
-def features_of(folder: DataFolder, utterance: str) -> Tensor:
-    """Features (frames, num_mel_bins) of the beginning of an utterance."""
-    return torch.from_numpy(fbank_cmn(folder.waveform(utterance, SAMPLE_RATE)[: int(LONGEST_S * SAMPLE_RATE)]))
+def features_of(folder: DataFolder, utterance: str, min_frames: int) -> Tensor:
+    """Features (frames, num_mel_bins) of the beginning of an utterance.
+
+    Raises:
+        InputError: If it has fewer than ``min_frames``, or its audio cannot be used.
+    """
+    waveform, path = folder.waveform(utterance, SAMPLE_RATE), folder.path(utterance)
+    try:
+        frames = num_frames(len(waveform))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    if frames < min_frames:
+        raise InputError(f"{path}: {frames} frames are too short; the network needs {min_frames}.")
+    return torch.from_numpy(fbank_cmn(waveform[: int(LONGEST_S * SAMPLE_RATE)]))
 
 
 def reporter(steps: int, say: Callable[[str], None], advance: Advance) -> Callable[[Line], None]:
@@ -135,6 +147,21 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {int(seconds) % 60} s"
 
 
+def summary_writer() -> Any:
+    """The class that writes for TensorBoard.
+
+    Raises:
+        MachineError: If tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MachineError(
+            "--tensorboard needs tensorboard, and it is not installed. pip install speech-compress[tensorboard]"
+        ) from None
+    return SummaryWriter
+
+
 @contextmanager
 def tensorboard(folder: Path | None, report: Callable[[Line], None]) -> Iterator[Callable[[Line], None]]:
     """Write the figures of each step for TensorBoard before they are reported; without a folder, do not.
@@ -145,18 +172,13 @@ def tensorboard(folder: Path | None, report: Callable[[Line], None]) -> Iterator
     if folder is None:
         yield report
         return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise MachineError(
-            "--tensorboard needs tensorboard, and it is not installed. pip install speech-compress[tensorboard]"
-        ) from None
-    writers: list[SummaryWriter] = []
+    make = summary_writer()
+    writers: list[Any] = []
 
     def write(line: Line) -> None:
         step = int(line["step"])
         if not writers:  # what a killed training wrote after its last checkpoint is hidden
-            writers.append(SummaryWriter(str(folder), purge_step=step))
+            writers.append(make(str(folder), purge_step=step))
         for name, value in line.items():
             if name != "step":
                 writers[0].add_scalar(name, value, step)

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from compress.artifact import Artifact
+from compress.data import DataFolder
 from compress.training import stages
-from compress.training.recipe import read_recipe
+from compress.training.recipe import build_network, read_recipe
 from compress.training.stages import STAGES
 
 RECIPE = """\
@@ -132,6 +133,15 @@ def test_initial_weights_of_another_network_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_initial_weights_that_are_no_network_of_pytorch_are_refused(
+    cli: Callable, arguments: list[str], tiny_onnx: Artifact, tmp_path: Path
+) -> None:
+    tiny_onnx.save(tmp_path / "graph")
+    code, _, err = cli(*arguments, "--init", tmp_path / "graph")
+    assert code == 2
+    assert f"error: --init {tmp_path / 'graph'} is of format onnx; weights of a PyTorch network are needed." in err
+
+
 def test_a_training_is_gone_on_with_only_by_resume(
     cli: Callable, arguments: list[str], trained: Path, unchanged: Callable
 ) -> None:
@@ -146,6 +156,17 @@ def test_a_training_is_gone_on_with_only_by_resume(
     assert err.count("done before") == 4
     assert "going on" not in err
     assert (trained / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_threshold_that_was_fitted_since_is_kept(
+    cli: Callable, arguments: list[str], trained: Path, speech_folder: Path
+) -> None:
+    assert cli("threshold", trained / "model", "--data", speech_folder, "--fpr", "0.2").code == 0
+    fitted = (trained / "model" / "artifact.json").read_bytes()
+    code, _, err = cli(*arguments, "--resume")
+    assert code == 0
+    assert f"{trained / 'model'}: made before" in err
+    assert (trained / "model" / "artifact.json").read_bytes() == fitted
 
 
 def test_another_recipe_or_other_data_are_not_gone_on_with(
@@ -253,12 +274,17 @@ def test_a_stage_needs_those_before_it(cli: Callable, arguments: list[str], trai
 def test_a_killed_training_ends_with_the_bits_of_an_unbroken_one(
     cli: Callable, arguments: list[str], recipe: Path, tmp_path: Path
 ) -> None:
-    """Killed without warning in the third stage, and interrupted in the last, each after some of 30 steps."""
+    """Interrupted in the third stage, and killed without warning in the last, each after some of 30 steps."""
     recipe.write_text(RECIPE.replace("steps: 3", "steps: 60", 1).replace("final_steps: 1", "final_steps: 30"))
+    torch.manual_seed(7)
+    settings = read_recipe(recipe)
+    start = Artifact.from_module(build_network(settings), arch=settings.model, arguments=settings.arguments)
+    start.save(tmp_path / "start")
+    arguments += ["--init", str(tmp_path / "start")]
     assert cli(*arguments).code == 0
     whole = tmp_path / "out"
     arguments[arguments.index("--out") + 1] = str(tmp_path / "broken")
-    for sent, stage, resume in ((signal.SIGKILL, "3-base", []), (signal.SIGINT, "4-finetune", ["--resume"])):
+    for sent, stage, resume in ((signal.SIGINT, "3-base", []), (signal.SIGKILL, "4-finetune", ["--resume"])):
         command = [sys.executable, "-m", "compress", *arguments, *resume]
         process = subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -268,11 +294,10 @@ def test_a_killed_training_ends_with_the_bits_of_an_unbroken_one(
             time.sleep(0.002)
         os.killpg(process.pid, sent)
         _, err = process.communicate(timeout=60)
-        assert process.returncode in (130, -signal.SIGKILL), err
-    assert f"the same command with --resume goes on in {tmp_path / 'broken'}" in err
-    code, _, err = cli(*arguments, "--resume")
-    assert code == 0
-    assert "going on after step" in err
+        assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL), err
+        told = f"the same command with --resume goes on in {tmp_path / 'broken'}"
+        assert (told if sent == signal.SIGINT else "going on after step") in err
+    assert cli(*arguments, "--resume").code == 0
     for stage in ("3-base", "4-finetune"):
         one, other = (checkpoint_of(folder / stage / "checkpoint.pt") for folder in (whole, tmp_path / "broken"))
         assert_same(one, other)
@@ -294,11 +319,12 @@ def test_a_damaged_or_foreign_checkpoint_is_named(cli: Callable, arguments: list
     assert f"error: {checkpoint} does not tell its recipe and data" in err
 
 
+@pytest.mark.parametrize("name", ["thesis.tex", "recipe.yaml"])
 def test_a_folder_of_something_else_is_refused(
-    cli: Callable, arguments: list[str], tmp_path: Path, unchanged: Callable
+    cli: Callable, arguments: list[str], tmp_path: Path, unchanged: Callable, name: str
 ) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    (tmp_path / "out" / name).write_text("years of work")
     before = unchanged()
     for resume in ([], ["--resume"], ["--stage", "1"]):
         code, _, err = cli(*arguments, *resume)
@@ -339,7 +365,30 @@ def test_data_that_leak_into_the_trials_are_refused(cli: Callable, arguments: li
     assert "and 18 recordings (" in err
 
 
+def test_a_trial_list_elsewhere_is_compared_with_the_training_data_too(
+    cli: Callable, arguments: list[str], own_speech: Path, tmp_path: Path
+) -> None:
+    """The folder's own list names two other utterances than the list given."""
+    dev = tmp_path / "dev"
+    shutil.copytree(own_speech, dev)
+    whole = DataFolder.read(own_speech)
+    last = whole.speaker(whole.utterances[-1])
+    inside, outside = ([n for n in whole.utterances if (whole.speaker(n) == last) == kind] for kind in (False, True))
+    (own_speech / "wav.scp").write_text("".join(f"{name} wav/{name}.wav\n" for name in inside))
+    (dev / "trials").write_text(f"1 {outside[0]} {outside[1]}\n0 {outside[1]} {outside[0]}\n")
+    (tmp_path / "hard").write_text(f"1 {inside[0]} {inside[1]}\n0 {inside[0]} {outside[1]}\n")
+    code, _, err = cli(*arguments, "--dev", dev, "--trials", tmp_path / "hard")
+    assert code == 2
+    assert f"error: label leakage: training data and {dev} share " in err
+
+
 RECIPES = {
+    "short crops": ("{model: resnet34, crop_s: 0.1}", "recipe: crop_s: 0.1 s are 8 frames; resnet34 needs 9."),
+    "unknown teacher": ("{teacher: camplus, objective: {beta: 1}}", "Did you mean 'campplus'"),
+    "unknown layer": (
+        "{teacher: campplus, objective: {gamma: 1}, layers: [nowhere]}",
+        "the recipe's layers",
+    ),
     "unknown key": ("stepz: 3\n", "Did you mean 'steps'?"),
     "unknown network": ("model: camplus\n", "unknown model 'camplus'. Did you mean 'campplus'?"),
     "unknown argument": ("arguments: {width: 3}\n", "campplus cannot be built from arguments {'width': 3}: "),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from compress.artifact import Artifact, FrontEnd
@@ -219,7 +220,7 @@ def test_noise_is_added_to_some_utterances(
     noise = tmp_path / "noise.scp"
     noise.write_text(f"a {next((speech_folder / 'wav').iterdir())}\n")
     plain, noisy = (
-        Distill(data=str(speech_folder), noise=given, **QUICK).find_speech(FrontEnd(), Context())
+        Distill(data=str(speech_folder), noise=given, **QUICK).find_speech(student, Context())
         for given in (None, str(noise))
     )
     changed = [not np.array_equal(a(), b()) for a, b in zip(plain.load, noisy.load, strict=True)]
@@ -294,6 +295,12 @@ def test_speech_that_does_not_do(
     refused(
         InputError, "beta tell speakers apart, and .* does not name two", student, where, data=str(own_speech), beta=1.0
     )
+    short = own_speech / lines[4].split()[1]
+    samples, _ = soundfile.read(short)
+    soundfile.write(short, samples[:160], 16000)
+    refused(InputError, rf"{short}: waveform has 160 samples", student, where, data=str(own_speech))
+    soundfile.write(short, samples[::2], 8000)  # resampled: any rate will do
+    assert Distill(data=str(own_speech), **QUICK).find_speech(student, where)
     (own_speech / lines[3].split()[1]).unlink()
     refused(InputError, r"\.wav: no such audio file", student, where, data=str(own_speech))
     refused(InputError, "no such data folder", student, where, data="nowhere")

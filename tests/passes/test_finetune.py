@@ -16,7 +16,10 @@ from compress.artifact import Artifact
 from compress.data import DataFolder
 from compress.errors import CompressError, InputError, ModelError, SettingError, UnmetBudgetError
 from compress.passes import Context, Finetune, Prune
+from compress.passes.finetune import learned_from
+from compress.pipeline import calibration_context
 from compress.training.finetuner import Change
+from compress.training.own_speech import OwnSpeech
 
 QUICK: dict[str, Any] = {"crops": 64, "crop_s": 0.5, "steps": 8, "learning_rate": 1e-2}
 LONG = QUICK | {"utterances": 120, "crops": 240, "steps": 60, "held_back": 0.5}
@@ -163,7 +166,7 @@ def test_a_speaker_of_one_utterance_is_learned_and_told(of_speech: Artifact, own
     first = [line.split()[0] for line in lines if line.split()[1] == lines[0].split()[1]]
     keep_lines(own_speech / "wav.scp", lambda line: line.split()[0] not in first[1:])
     preview = Finetune(data=str(own_speech), **QUICK).preview(of_speech, Context())
-    assert preview.notes[0].endswith("; 1 of them have only one")
+    assert preview.notes[0].endswith("; 1 of them with only one")
     assert preview.rows[0]["part"] == "last layer"
     assert [row["from step"] for row in preview.rows] == sorted(row["from step"] for row in preview.rows)
 
@@ -191,6 +194,33 @@ def test_trials_that_are_learned_from_are_refused(of_speech: Artifact, speech_fo
         message = r"of its 18 utterances are learned from, one is .*; the EER would be too good"
         for tested in (speech_folder, own_speech):  # the files, or copies of them
             refused(InputError, message, of_speech, data=str(speech_folder), **{name: str(tested / "trials")})
+
+
+def test_a_calibration_list_that_is_tested_on_is_refused(of_speech: Artifact, speech_folder: Path) -> None:
+    context = calibration_context(DataFolder.read(speech_folder), of_speech)
+    with pytest.raises(
+        InputError, match=r"of its 18 utterances are learned from, one is .*; the EER would be too good"
+    ):
+        Finetune(**QUICK | {"utterances": 18}, trials=str(speech_folder / "trials")).run(of_speech, context)
+
+
+def test_no_copy_of_what_is_learned_from_is_held_back(of_speech: Artifact, own_speech: Path) -> None:
+    folder = DataFolder.read(own_speech)
+    plain = Finetune(data=str(own_speech), **QUICK).preview(of_speech, Context())
+    assert plain.notes[1].startswith("tested on 8 held-back utterances")
+    for first, second, _ in zip(*[iter(folder.utterances)] * 3, strict=True):
+        shutil.copy(folder.path(first), folder.path(second))
+    fewer = Finetune(data=str(own_speech), **QUICK).preview(of_speech, Context())
+    found = re.match(r"tested on (\d+) held-back utterances", fewer.notes[1])
+    assert found
+    assert int(found[1]) < 8
+
+
+def test_only_utterances_that_are_heard_are_told(of_speech: Artifact, speech_folder: Path) -> None:
+    own = OwnSpeech.of(DataFolder.read(speech_folder), of_speech, [], False, 1)
+    chosen = own.choose(16, np.random.default_rng(0))
+    assert learned_from(own, chosen).startswith("learned from 16 utterances of ")
+    assert learned_from(own, own.choose(40, np.random.default_rng(0))).startswith("learned from 18 utterances of 6 ")
 
 
 def test_without_speakers_or_with_too_few_crops(tiny: Artifact, context: Context) -> None:

@@ -26,6 +26,7 @@ from compress.training.prepare import (
     in_processes,
     list_noise,
     list_speech,
+    measured_on,
     prepare,
     share_of,
 )
@@ -39,7 +40,7 @@ def made(own_speech: Path, tmp_path: Path) -> Callable[..., Path]:
     def make(noise: Path | None = None, dev: Path | None = None, limit: float = 0.0, workers: int = 1) -> Path:
         folder = tmp_path / "1-data"
         folder.mkdir(exist_ok=True)
-        checked = DataFolder.read(dev) if dev else None
+        checked = measured_on(DataFolder.read(dev), None) if dev else None
         speech = list_speech(str(own_speech))
         prepare(speech, list_noise(noise), folder, checked, limit, workers, Silent())
         return folder
@@ -193,17 +194,22 @@ def test_dev_data_without_speakers_are_told(
 
 
 def test_a_fingerprint_of_dev_data_follows_names_speakers_files_and_trials(own_speech: Path, tmp_path: Path) -> None:
-    dev = dev_folder(tmp_path / "dev", own_speech, 2, "other")
-    found = {fingerprint_of_dev(DataFolder.read(dev))}
+    dev = dev_folder(tmp_path / "dev", own_speech, 3, "other")
+
+    def fingerprint(trials: str | None = None) -> str:
+        return fingerprint_of_dev(measured_on(DataFolder.read(dev), trials))
+
+    found = [fingerprint()]
     set_speaker(dev, "dev1", "another")
-    found.add(fingerprint_of_dev(DataFolder.read(dev)))
-    for trials in ("1 dev0 dev1\n", "0 dev0 dev1\n"):
-        (dev / "trials").write_text(trials)
-        found.add(fingerprint_of_dev(DataFolder.read(dev)))
+    found.append(fingerprint())
+    (dev / "trials").write_text("1 dev0 dev1\n0 dev1 dev0\n")
+    found.append(fingerprint())
+    (tmp_path / "elsewhere").write_text("1 dev0 dev2\n0 dev2 dev0\n")
+    assert fingerprint(str(tmp_path / "elsewhere")) == found[1]  # all three
     (dev / "wav" / "0.wav").write_bytes((dev / "wav" / "1.wav").read_bytes() + b"more")
-    found.add(fingerprint_of_dev(DataFolder.read(dev)))
-    assert len(found) == 5
-    assert fingerprint_of_dev(DataFolder.read(dev)) in found
+    found.append(fingerprint())
+    assert len(set(found)) == 4
+    assert fingerprint() == found[-1]
 
 
 @given(total=st.integers(1, 10**7), data=st.data())

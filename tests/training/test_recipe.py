@@ -90,6 +90,8 @@ def test_an_unknown_key_offers_the_nearest(tmp_path: Path) -> None:
         ("layers: [block1]", r"layers are compared by objective\.gamma, and that is 0"),
         ("{teacher: campplus, batch_size: 2, objective: {delta: 1}}", "batch_size / accumulation must be 3 or more"),
         ("accumulation: 5", "32 cannot be cut into 5"),
+        ("accumulation: 32", "batch norm needs two crops at a time"),
+        ("batch_size: 1", "batch norm needs two crops at a time"),
         ("accumulation: 0", "32 cannot be cut into 0"),
         ("optimizer: adam", "optimizer must be adamw or sgd, got 'adam'"),
         ("momentum: 1", r"momentum must be in 0\.\.0\.999, got 1"),

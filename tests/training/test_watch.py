@@ -41,7 +41,7 @@ def test_the_eer_is_that_of_the_trials(speech_folder: Path) -> None:
     model = Mean().eval()
     found = DevTrials(folder)(model)
     trials = folder.trials()
-    features = [watch.features_of(folder, name) for name in trials.utterances]
+    features = [watch.features_of(folder, name, 1) for name in trials.utterances]
     embeddings = torch.cat([model(feature[None]) for feature in features]).detach().double().numpy()
     scores = cosine_scores(embeddings, trials.enroll, trials.test)
     assert found == pytest.approx(eer(trials.labels, scores)[0])
