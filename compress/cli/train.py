@@ -8,9 +8,10 @@ from pathlib import Path
 import click
 import torch
 
-from compress.artifact import Artifact
+from compress.artifact import FILE_NAMES, Artifact, Format
 from compress.cli.display import Bars
 from compress.errors import MachineError, SettingError
+from compress.files import sha256_of
 from compress.machine import cores, probe_cuda
 from compress.training.parallel import join_processes
 from compress.training.recipe import read_recipe
@@ -86,14 +87,16 @@ def train_command(
     if not processes.writes:
         return
     bars.say(plot_curves([out / name / "train.jsonl" for name in (BASE, FINETUNE)], out / CURVES))
+    trained = Artifact.from_module(state.average.cpu(), arch=settings.model, arguments=settings.arguments)
+    if half:
+        trained = replace(trained, model=trained.module.half())
     model = out / MODEL
-    if model.is_dir():  # of these weights, perhaps with a threshold since
+    weights = model / FILE_NAMES[Format.TORCH]
+    if weights.is_file() and sha256_of(weights) == trained.sha256:  # of this training, perhaps with a threshold since
         bars.say(f"{model}: made before")
     else:
-        trained = Artifact.from_module(state.average.cpu(), arch=settings.model, arguments=settings.arguments)
-        (replace(trained, model=trained.module.half()) if half else trained).save(model)
-    made = Artifact.load(model)
-    click.echo(f"{model}: {made.params:,} parameters, {made.size_bytes:,} bytes. Measure it with")
+        trained.save(model)
+    click.echo(f"{model}: {trained.params:,} parameters, {trained.size_bytes:,} bytes. Measure it with")
     chosen = f" --trials {trials}" if trials else ""
     click.echo(f"    compress eval {model} --data {dev or 'DIR'}{chosen}")
 

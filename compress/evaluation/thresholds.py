@@ -217,15 +217,15 @@ def make_cohort(
             f"the cohort {folder.root} has {len(shared)} speakers of the trials ({shared[0]}): their scores would be"
             " normalized by themselves. Give other speakers, or rename them if they are."
         )
-    tested = trials.folder.subset(trials.trials.utterances)
-    folder.check_files()
+    kept = [utterances[i] for utterances in of_speaker.values() for i in _spread(len(utterances), per_speaker)]
+    heard, tested = folder.subset(kept), trials.folder.subset(trials.trials.utterances)
+    heard.check_files()
     tested.check_files()
-    twice = copies_among(folder.paths.values(), tested.paths.values())
+    twice = copies_among(heard.paths.values(), tested.paths.values())
     if twice:
         raise InputError(
             f"{twice[0]} is in the trials and in the cohort, as it is or as a copy ({len(twice)} files are)."
         )
-    kept = [utterances[i] for utterances in of_speaker.values() for i in _spread(len(utterances), per_speaker)]
     wanted = min(TOP_N, len(of_speaker)) if top_n is None else top_n
     if wanted > len(of_speaker):
         raise SettingError(f"top_n must be in 2..{len(of_speaker)}, the cohort's speakers; got {wanted}.")

@@ -70,18 +70,19 @@ class OwnSpeech:
         files = [folder.path(name).resolve() for name in folder.utterances]
         if not disturb:
             return cls(str(folder.root), load, [partial(_as_it_is, one) for one in load], speakers, files)
+        rate = max(SAMPLE_RATE, front_end.sample_rate)  # filters and rooms are made for 16 kHz
         added = DataFolder(Path(), {str(path): path for path in noises})
 
         @lru_cache(maxsize=BABBLE)
         def pcm(source: DataFolder, name: str) -> PCM:
-            return to_pcm(source.waveform(name, SAMPLE_RATE))
+            return to_pcm(source.waveform(name, rate))
 
         def disturbed(place: int, turn: int, talkers: Sequence[PCM]) -> Array:
             rng = np.random.default_rng((seed, place, turn))
             recordings = _Lazy([partial(pcm, added, name) for name in added.utterances])
-            waveform = folder.waveform(folder.utterances[place], SAMPLE_RATE)
+            waveform = folder.waveform(folder.utterances[place], rate)
             heard = augment(waveform, Augmentation(), recordings, talkers, rng)
-            return front_end.features(resample(heard, SAMPLE_RATE, front_end.sample_rate))
+            return front_end.features(resample(heard, rate, front_end.sample_rate))
 
         voices = [partial(pcm, folder, name) for name in folder.utterances]
         heard = [partial(disturbed, place) for place in range(len(folder))]

@@ -23,7 +23,7 @@ from compress.training.shards import Entry, Sample, read_shard, shard_name, writ
 PER_SHARD = 500  # utterances of a data folder
 ROUNDING = 1e-6  # of an utterance: a share such as 29% is not exact in binary
 SHOWN = 3  # of many names in an error
-LISTS = ("unreadable.txt", "findings.txt", "leaked.txt")  # what is wrong, for a person to read
+LISTS = ("unreadable.txt", "findings.txt")  # what is wrong, for a person to read
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -136,7 +136,6 @@ def prepare(
     speech: Sequence[Files | Tar],
     noise: Sequence[Files],
     folder: Path,
-    dev: DataFolder | None,
     max_unreadable: float,
     workers: int,
     progress: Progress,
@@ -144,13 +143,12 @@ def prepare(
     """Write shards and indices of speech and noise to ``folder``, and what is wrong with the data.
 
     Parts whose shard is there already, of the same files, are not decoded again. What is wrong is written to
-    ``unreadable.txt`` (left out), ``findings.txt`` (used all the same) and ``leaked.txt``.
+    ``unreadable.txt`` (left out) and ``findings.txt`` (used all the same).
 
     Args:
         speech: Of :func:`list_speech`.
         noise: Of :func:`list_noise`.
         folder: Of the stage.
-        dev: Data that are measured on, of other speakers; checked against the training data.
         max_unreadable: Share of the utterances that may be left out, 0..1.
         workers: Processes that decode.
         progress: Told how many parts are done.
@@ -159,8 +157,8 @@ def prepare(
         How many utterances, speakers and hours there are, and how many were left out.
 
     Raises:
-        InputError: If more files are unreadable, an utterance or its audio is there under two speakers, training and
-            dev data share speakers or audio, or fewer than two speakers are left.
+        InputError: If more files are unreadable, an utterance or its audio is there under two speakers, or fewer than
+            two speakers are left.
         MachineError: If the disk is full, or memory.
     """
     for name in LISTS:
@@ -171,8 +169,6 @@ def prepare(
     entries = [entry for shard in shards for entry in shard.entries]
     check_names(entries)
     check_one_speaker_each(entries)
-    if dev is not None:
-        check_leakage(entries, dev, folder, progress)
     speakers = sorted({entry.speaker for entry in entries})
     if len(speakers) < 2:
         raise InputError(f"{len(speakers)} speaker is left with usable audio; training needs two or more.")
@@ -331,14 +327,26 @@ def check_one_speaker_each(entries: Sequence[Entry]) -> None:
         )
 
 
-def check_leakage(entries: Sequence[Entry], dev: DataFolder, folder: Path, progress: Progress) -> None:
+def check_leakage(folder: Path, dev: DataFolder, progress: Progress) -> None:
     """Refuse training data that share speakers or audio with the data that are measured on.
 
-    Audio is the same where all samples are.
+    Audio is the same where all samples are. Data that passed are not compared again; ``compared.txt`` tells which.
+
+    Args:
+        folder: What :func:`prepare` wrote.
+        dev: Of :func:`measured_on`.
+        progress: Shows how far it is.
 
     Raises:
         InputError: Naming what is shared; all of it is in ``leaked.txt``.
     """
+    told = [read_json(path)["entries"] for path in sorted(folder.glob("speech-*.json"))]
+    entries = [Entry(*entry) for entries in told for entry in entries]
+    compared = sha256_of(f"{entries} {fingerprint_of_dev(dev)}".encode())
+    (folder / "leaked.txt").unlink(missing_ok=True)
+    passed = folder / "compared.txt"
+    if passed.is_file() and passed.read_text(encoding="utf-8") == compared:
+        return
     if not dev.speakers:
         progress.say(f"{dev.root} has no utt2spk: whether it shares speakers with the training data is not known")
     known = {dev.speakers[name] for name in dev.utterances if name in dev.speakers}
@@ -358,6 +366,7 @@ def check_leakage(entries: Sequence[Entry], dev: DataFolder, folder: Path, progr
             f" would be too low. Remove them from one of the two; all are listed in {folder / 'leaked.txt'}."
             + (" Rename them if other people are meant." if speakers and not audio else "")
         )
+    write_text(passed, compared)
 
 
 def findings(shards: Sequence[Shard]) -> list[str]:

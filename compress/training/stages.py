@@ -26,7 +26,7 @@ from compress.progress import Progress
 from compress.surgery import count_parameters
 from compress.training.corpus import Corpus
 from compress.training.parallel import ALONE, Processes
-from compress.training.prepare import fingerprint, fingerprint_of_dev, list_noise, list_speech, measured_on, prepare
+from compress.training.prepare import check_leakage, fingerprint, list_noise, list_speech, measured_on, prepare
 from compress.training.recipe import Recipe, build_network, to_plain, to_yaml
 from compress.training.stored import StoredCrops, store_features
 from compress.training.trainer import Crops, State, train
@@ -214,18 +214,18 @@ def check_crops(recipe: Recipe) -> None:
 def prepare_data(plan: Plan, progress: Progress, processes: Processes) -> Corpus:
     """Stage 1: judge and decode all audio, into shards."""
     speech, noise = list_speech(plan.data), list_noise(plan.noise)
-    dev = measured_on(DataFolder.read(plan.dev), plan.trials) if plan.dev else None
     inputs = {
         "speech": fingerprint(speech),
         "noise": fingerprint(noise),
-        "dev": fingerprint_of_dev(dev) if dev else None,
         "max_unreadable": plan.max_unreadable,
     }
     stage = Stage(plan.out, DATA, inputs, processes)
     work = stage.enter(plan, progress)
     if work:
-        figures = prepare(speech, noise, stage.folder, dev, plan.max_unreadable, plan.workers, progress)
+        figures = prepare(speech, noise, stage.folder, plan.max_unreadable, plan.workers, progress)
     corpus = Corpus.open(stage.folder)
+    if plan.dev:
+        check_leakage(stage.folder, measured_on(DataFolder.read(plan.dev), plan.trials), progress)
     if work:
         if plan.first == stage.number and processes.writes:
             forget(plan.out, stage.number + 1)  # not before: data that are refused must not cost a training
@@ -421,7 +421,6 @@ def differences(stored: Any, own: Mapping[str, Any]) -> list[str]:
     for key, text in (
         ("speech", "the data have other files, utterances or speakers"),
         ("noise", "the noise recordings are others"),
-        ("dev", "the dev data are others"),
         ("max_unreadable", "--max-unreadable is another"),
         ("data", "the data have other utterances, speakers or noise recordings"),
         ("teacher", "the teacher is another file"),

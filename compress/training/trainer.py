@@ -434,7 +434,8 @@ def out_of_memory(recipe: Recipe, state: State) -> str:
     step, share = state.step, recipe.batch_size // state.processes.count
     length = recipe.final_crop_s if recipe.is_final(step) else recipe.crop_s
     told = f"out of memory at step {step + 1}, with {share // recipe.accumulation} crops of {length:g} s at a time. "
-    more = [parts for parts in range(2 * recipe.accumulation, recipe.batch_size // 2 + 1) if share % parts == 0]
+    most = recipe.batch_size // (3 if recipe.objective.delta else 2)  # as a recipe may have
+    more = [parts for parts in range(2 * recipe.accumulation, most + 1) if share % parts == 0]
     if not more:
         return told + "Lower crop_s and final_crop_s, or take a smaller network."
     return (

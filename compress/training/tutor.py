@@ -97,7 +97,8 @@ def check_teacher(recipe: Recipe, student: nn.Module) -> None:
         SettingError, ModelError: As :func:`find_tutor`.
     """
     if recipe.teacher:
-        find_taps(recipe, copy.deepcopy(student).eval(), open_teacher(recipe))
+        with torch.random.fork_rng(devices=[]):  # a network is made at random before it has its weights
+            find_taps(recipe, copy.deepcopy(student).eval(), open_teacher(recipe))
 
 
 def find_taps(recipe: Recipe, student: nn.Module, teacher: Artifact) -> list[Tap]:

@@ -167,6 +167,12 @@ def test_a_threshold_that_was_fitted_since_is_kept(
     assert code == 0
     assert f"{trained / 'model'}: made before" in err
     assert (trained / "model" / "artifact.json").read_bytes() == fitted
+    size = (trained / "model" / "model.safetensors").stat().st_size
+    code, out, err = cli(*arguments, "--resume", "--half")
+    assert (code, "made before" in err) == (0, False)
+    half = (trained / "model" / "model.safetensors").stat().st_size
+    assert half < 0.6 * size
+    assert f"{half:,} bytes" in out
 
 
 def test_another_recipe_or_other_data_are_not_gone_on_with(
@@ -363,6 +369,15 @@ def test_data_that_leak_into_the_trials_are_refused(cli: Callable, arguments: li
     assert code == 2
     assert f"error: label leakage: training data and {own_speech} share 6 speakers (" in err
     assert "and 18 recordings (" in err
+
+
+def test_dev_data_that_come_later_are_compared_too_and_cost_nothing(
+    cli: Callable, arguments: list[str], own_speech: Path, trained: Path
+) -> None:
+    code, _, err = cli(*arguments, "--resume", "--dev", own_speech)
+    assert code == 2
+    assert f"error: label leakage: training data and {own_speech} share 6 speakers (" in err
+    assert cli(*arguments, "--resume").err.count("done before") == 4
 
 
 def test_a_trial_list_elsewhere_is_compared_with_the_training_data_too(

@@ -40,9 +40,9 @@ def made(own_speech: Path, tmp_path: Path) -> Callable[..., Path]:
     def make(noise: Path | None = None, dev: Path | None = None, limit: float = 0.0, workers: int = 1) -> Path:
         folder = tmp_path / "1-data"
         folder.mkdir(exist_ok=True)
-        checked = measured_on(DataFolder.read(dev), None) if dev else None
-        speech = list_speech(str(own_speech))
-        prepare(speech, list_noise(noise), folder, checked, limit, workers, Silent())
+        prepare(list_speech(str(own_speech)), list_noise(noise), folder, limit, workers, Silent())
+        if dev:
+            check_leakage(folder, measured_on(DataFolder.read(dev), None), Silent())
         return folder
 
     return make
@@ -87,7 +87,7 @@ def test_a_corpus_of_shards_gives_the_speech_that_it_was_made_of_without_the_noi
 ) -> None:
     folder, second = made(noise=own_speech / "calib.scp"), tmp_path / "second"
     second.mkdir()
-    prepare(list_speech(str(folder)), [], second, None, 0.0, 1, Silent())
+    prepare(list_speech(str(folder)), [], second, 0.0, 1, Silent())
     assert (second / "speech.txt").read_bytes() == (folder / "speech.txt").read_bytes()
     assert len(Corpus.open(second).noises) == 0
 
@@ -180,16 +180,25 @@ def test_dev_data_of_others_pass_and_only_what_trials_name_counts(
         soundfile.write(dev / "wav" / f"{i}.wav", 0.9 * samples, rate)
     (dev / "trials").write_text("1 dev1 dev2\n0 dev2 dev1\n")  # dev0, the same audio, is in no trial
     made(dev=dev)
+    compared = (tmp_path / "1-data" / "compared.txt").read_text()
+    (dev / "trials").write_text("1 dev1 dev2\n0 dev2 dev0\n")
+    with pytest.raises(InputError, match=r"share 1 recording \(.* is dev0\)"):
+        made(dev=dev)
+    assert (tmp_path / "1-data" / "leaked.txt").is_file()
+    (dev / "trials").write_text("1 dev1 dev2\n0 dev2 dev1\n")
+    made(dev=dev)  # passed before
+    assert (tmp_path / "1-data" / "compared.txt").read_text() == compared
+    assert not (tmp_path / "1-data" / "leaked.txt").exists()
 
 
 def test_dev_data_without_speakers_are_told(
     own_speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dev = dev_folder(tmp_path / "dev", own_speech, 1, "other")
-    check_leakage([], DataFolder.read(dev), tmp_path, Bars())
+    check_leakage(tmp_path, DataFolder.read(dev), Bars())
     assert "utt2spk" not in capsys.readouterr().err
     (dev / "utt2spk").unlink()
-    check_leakage([], DataFolder.read(dev), tmp_path, Bars())
+    check_leakage(tmp_path, DataFolder.read(dev), Bars())
     assert "dev has no utt2spk: whether it shares speakers with" in " ".join(capsys.readouterr().err.split())
 
 
