@@ -1,6 +1,6 @@
 """EER of the embedded CAM++ before and after fine-tuning on 20 speakers; its section of docs/results.md.
 
-    python benchmarks/finetuning.py [--choices 1,2,3] [--set steps=100] [--folders DIR] [--dry]
+    python benchmarks/finetuning.py [--choices 1,2,3] [--set steps=400] [--folders DIR] [--dry]
 
 Of the dev speakers of speechocean762, in the folder that COMPRESS_BENCH_DATA names (unset: ../shared/data beside the
 repository), 20 are drawn. Ten utterances of each are the own data, the other ten are tested on: all pairs of one

@@ -26,7 +26,7 @@ from compress.artifact import Artifact, Threshold, versions
 from compress.audio import probe
 from compress.calibration import level_db
 from compress.config import RunConfig, from_mapping, with_links
-from compress.data import DataFolder, copies_among, embedded_data
+from compress.data import DataFolder, embedded_data
 from compress.errors import CompressError, InputError, MachineError, UnmetBudgetError
 from compress.evaluation.memory import peak_rss_of
 from compress.evaluation.side_by_side import time_runners
@@ -210,9 +210,7 @@ def check_learned(maker: Pass, calibration: DataFolder, tested: DataFolder) -> l
     learned = maker.learned(calibration)
     if learned is None:
         return []
-    learned.check_files()
-    tested.check_files()
-    shared = copies_among(learned.paths.values(), tested.paths.values())
+    shared = learned.shared_with(tested)
     if shared:
         raise InputError(
             f"{maker.name} would learn from {len(shared)} of the {len(tested)} utterances that the run measures on, one"

@@ -206,6 +206,16 @@ class DataFolder:
             if not path.is_file():
                 raise InputError(f"{path}: no such audio file; {self.root} names it.")
 
+    def shared_with(self, other: "DataFolder") -> list[Path]:
+        """Those of its audio files that another folder holds as well, as they are or as copies.
+
+        Raises:
+            InputError: If an audio file is missing in one of the two.
+        """
+        self.check_files()
+        other.check_files()
+        return copies_among(self.paths.values(), other.paths.values())
+
     def speaker(self, utterance: str) -> str:
         """Return the speaker of an utterance.
 

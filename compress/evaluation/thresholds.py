@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.audio import probe
-from compress.data import DataFolder, copies_among
+from compress.data import DataFolder
 from compress.decision import QUALITIES, Array, Cohort, Decision, Doubles, LogOdds, Point, as_norm, quality_columns
 from compress.errors import InputError, SettingError, unknown_name
 from compress.evaluation.log_odds import (
@@ -218,10 +218,7 @@ def make_cohort(
             " normalized by themselves. Give other speakers, or rename them if they are."
         )
     kept = [utterances[i] for utterances in of_speaker.values() for i in _spread(len(utterances), per_speaker)]
-    heard, tested = folder.subset(kept), trials.folder.subset(trials.trials.utterances)
-    heard.check_files()
-    tested.check_files()
-    twice = copies_among(heard.paths.values(), tested.paths.values())
+    twice = folder.subset(kept).shared_with(trials.folder.subset(trials.trials.utterances))
     if twice:
         raise InputError(
             f"{twice[0]} is in the trials and in the cohort, as it is or as a copy ({len(twice)} files are)."

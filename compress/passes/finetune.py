@@ -43,9 +43,9 @@ class Finetune(LearningPass):
     held_back: float = 0.2  # share of each speaker's utterances, without trials
     keep: str | None = None  # data folder or trial list of an old domain, on which the EER must not rise
     keep_points: float = 0.5  # by more than so many points
-    crops: int = 500  # pieces of utterances to learn from
+    crops: int = 1000  # pieces of utterances to learn from
     crop_s: float = 2.0  # seconds of audio in a crop
-    steps: int = 100
+    steps: int = 200
     batch_size: int = 16
     learning_rate: float = 2e-4  # of the last layer
     blocks: int = 4  # parts below the last layer that start to learn one after the other
