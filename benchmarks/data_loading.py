@@ -105,7 +105,7 @@ def few(speech: Path, utterances: int, folder: Path, bars: Bars) -> Corpus:
     listed = [one for part in list_speech(str(speech)) if isinstance(part, Files) for one in part.listed]
     chosen = listed[:: max(1, len(listed) // utterances)][:utterances]
     noise = BENCH_DATA / "noise" / "esc10" / "wav.scp"
-    prepare([Files(tuple(chosen))], list_noise(noise if noise.is_file() else None), folder, None, 0.0, 1, bars)
+    prepare([Files(tuple(chosen))], list_noise(noise if noise.is_file() else None), folder, 0.0, 1, bars)
     return Corpus.open(folder)
 
 

@@ -138,7 +138,7 @@ def students(
     data = folder.parent / "data"
     data.mkdir(parents=True, exist_ok=True)
     speech, noise = BENCH_DATA / "speechocean762" / "train", BENCH_DATA / "noise" / "esc10" / "wav.scp"
-    prepare(list_speech(str(speech)), list_noise(noise), data, None, 0.0, workers, bars)
+    prepare(list_speech(str(speech)), list_noise(noise), data, 0.0, workers, bars)
     corpus = Corpus.open(data)
     crops = Crops(recipe, corpus.utterances, corpus.speakers, corpus.noises)
     torch.manual_seed(recipe.seed)

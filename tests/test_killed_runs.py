@@ -73,7 +73,7 @@ def check_killed_runs(
     assert [path for path in folder.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"] == []
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_ends_with_the_same_table(
     kills: int, tmp_path: Path, tiny_graph: Path, speech_folder: Path, lasting: Callable[[Path], dict[str, Any]]
 ) -> None:

@@ -30,7 +30,9 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("scope", ["uniform", "global"])
-@pytest.mark.parametrize("ratio", [0.2, 0.4, 0.6])
+@pytest.mark.parametrize(
+    "ratio", [pytest.param(0.2, marks=pytest.mark.slow), 0.4, pytest.param(0.6, marks=pytest.mark.slow)]
+)
 @torch.no_grad()
 def test_campplus_without_channels_equals_campplus_with_them_masked(campplus, scope, ratio: float) -> None:
     graph, model = campplus.graph, copy.deepcopy(campplus.model).double()

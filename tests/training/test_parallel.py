@@ -51,7 +51,7 @@ RECIPES = {
         RECIPE, teacher="given", objective=Objective(alpha=1.0, delta=5.0, relations=("cosine", "distance", "angle"))
     ),
 }
-GENTLE = replace(RECIPE, steps=5, final_steps=1, batch_size=4, learning_rate=1e-4)
+GENTLE = replace(RECIPE, steps=4, final_steps=1, batch_size=4, learning_rate=1e-4)
 SPEAKER_NETWORKS = [name for name, entry in ARCHITECTURES.items() if entry.task == "sv"]
 
 

@@ -35,7 +35,7 @@ def corpus(speech_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Cor
     folder = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("compress.training.prepare.PER_SHARD", 7)  # three shards
-        prepare(list_speech(str(speech_folder)), [], folder, None, 0.0, 1, Silent())
+        prepare(list_speech(str(speech_folder)), [], folder, 0.0, 1, Silent())
     return Corpus.open(folder)
 
 
