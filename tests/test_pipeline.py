@@ -389,7 +389,10 @@ class TestResume:
         for step in ("01-ptq", "02-trt"):
             assert said.of(step) == f"{step}: not among the passes any more, removed"
 
-    @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"key": 1, "rows": 2}'])
+    @pytest.mark.parametrize(
+        "content",
+        ["{", *(pytest.param(text, marks=pytest.mark.slow) for text in ("[]", "{}")), '{"key": 1, "rows": 2}'],
+    )
     def test_damaged_timings_are_measured_anew(self, done: RunConfig, content: str) -> None:
         (done.folder / "timings.json").write_text(content)
         found, said = resume(done)

@@ -154,6 +154,7 @@ def small_ecapa(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_prune_lists_the_groups(cli: Callable, unchanged: Callable) -> None:
     """Of the embedded network, with its sensitivities, on the embedded voices, which need no warning here."""
     before = unchanged()

@@ -139,6 +139,7 @@ def test_a_missing_trial_list_is_named(tmp_path: Path) -> None:
         Trials.read(tmp_path / "gone")
 
 
+@pytest.mark.slow
 def test_a_million_trials_take_seconds(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     names = [f"spk{i:04d}-utt{i % 20:03d}" for i in range(20_000)]

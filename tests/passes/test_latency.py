@@ -85,6 +85,7 @@ def test_every_measurement_is_told(ladder) -> None:
     assert "fewer multiply-accumulates save" in said[0]
 
 
+@pytest.mark.slow
 def test_the_stopwatch_times_both_networks(tiny, noise) -> None:
     """How much is saved is not asserted: timing is not for a shared machine."""
     graph = trace(tiny.module, torch.randn(1, 120, 16))

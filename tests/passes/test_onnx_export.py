@@ -104,7 +104,7 @@ def test_metadata_tells_the_front_end(campplus_onnx: Artifact, campplus_int8: Ar
         }
 
 
-@pytest.mark.parametrize("opset", [18, 20, 23])
+@pytest.mark.parametrize("opset", [18, pytest.param(20, marks=pytest.mark.slow), 23])
 def test_every_opset_is_written_as_asked(tiny: Artifact, opset: int) -> None:
     result = Onnx(opset=opset).run(tiny, Context())
     graph = onnx.load_from_string(result.onnx)
