@@ -272,7 +272,7 @@ class TestResume:
             assert "its input, settings, data or code changed; made anew" in said.of(step)
         assert found["rows"][1]["settings"]["utterances"] == 9
 
-    @pytest.mark.parametrize("name", ["trials", "utt2spk", "calib.scp", "audio"])
+    @pytest.mark.parametrize("name", ["trials", pytest.param("utt2spk", marks=pytest.mark.slow), "calib.scp", "audio"])
     def test_changed_data_redo_every_step(self, done: RunConfig, own_speech: Path, name: str) -> None:
         own = replace(done, data=str(own_speech))
         shutil.rmtree(own.folder)

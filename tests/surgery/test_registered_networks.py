@@ -124,7 +124,8 @@ def test_channels_in_another_order_are_the_same_function(network: Network, scope
     assert relative_error(pruned(features), expected(features)) < TOLERANCE
 
 
-@pytest.mark.parametrize(("scope", "ratio"), ONE_FAST)
+@pytest.mark.slow
+@pytest.mark.parametrize(("scope", "ratio"), CASES)
 def test_one_half_of_the_groups_then_the_other_equals_all_at_once(network: Network, scope: str, ratio: float) -> None:
     channels = network.choose(scope, ratio)
     bundles = {group.name: group.bundle or group.name for group in network.graph.groups()}
